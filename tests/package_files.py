@@ -13,7 +13,7 @@ PACKAGE = ROOT / "influence_cli"
 
 # Folders and single files.  A file belongs to the room whose name is the longest beginning of its own.
 ROOMS = (
-    *("errors", "arguments", "events", "processes", "maths", "store", "options", "settings"),
+    *("errors", "arguments", "events", "memory", "processes", "maths", "store", "options", "settings"),
     *("data", "model", "engines", "curvature"),
     *("objectives", "methods", "actions", "exports", "report", "loggers"),
     *("stages/run", "stages/grads", "stages/score", "stages/curate", "stages/retrain", "stages/evaluate"),

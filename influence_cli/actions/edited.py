@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions.protocol import Edits
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.data.row_checks import SKIPPED
+from influence_cli.data.split_column import SKIPPED
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,13 +73,13 @@ class Trim:
     def take(self, scored: Scored, taken: list[int], notes: list[str], reason: dict[int, str] | None = None) -> Edits:
         """The edits that take out these rows, with the rank of each by score as its reason."""
         n = len(scored.labels)
-        order, rank = scored.ascending(), np.zeros(n, dtype=np.int64)
-        rank[order] = np.arange(1, len(order) + 1)
+        order, rank = scored.ascending(), np.zeros(n, dtype=np.int32 if n < 1 << 31 else np.int64)
+        rank[order] = np.arange(1, len(order) + 1, dtype=rank.dtype)
         weights, reasons = scored.weights.copy(), [""] * n
         for i in taken:
             weights[i] = 0.0
             reasons[i] = f"rank {rank[i]} of {n} by score" if reason is None else reason[i]
-        return Edits("trim", scored.labels.copy(), weights, reasons, notes)
+        return Edits("trim", scored.labels, weights, reasons, notes)
 
     def limits(self, scored: Scored, budget: int) -> list[Limit]:
         """What every class, every group, and every class within a group may lose."""

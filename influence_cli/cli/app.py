@@ -28,6 +28,7 @@ from influence_cli.cli.settings.requests import ProgramOptions, options_of
 from influence_cli.cli.settings.settings import Settings, resolve
 from influence_cli.data.columns import OF_COMMAND
 from influence_cli.data.outside import allowing_outside
+from influence_cli.memory import give_back_freed_memory
 from influence_cli.options import SCORE, Option, build_request
 
 EPILOG = (
@@ -189,6 +190,7 @@ def _run(command: Command, given: dict[str, Any]) -> int | None:
     for o in options_of(command.name):
         if command.name in o.joined and given.get(o.name):
             given[o.name] = ",".join(given[o.name])
+    give_back_freed_memory()
     named = given.pop("source", None)
     several: list[str] = named if isinstance(named, list) else [] if named is None else [named]
     source = several[0] if several else None

@@ -64,9 +64,12 @@ def formulas_in(table: pa.Table) -> int:
     return count
 
 
-def without_formulas(table: pa.Table) -> pa.Table:
-    """The table with quotes before its formulas, and the mark; as it is where it has none."""
-    if not formulas_in(table):
+def without_formulas(table: pa.Table, marked: bool | None = None) -> pa.Table:
+    """The table with quotes before its formulas, and the mark; as it is where it has none.
+
+    ``marked`` says whether there are some in all of which it is a part.
+    """
+    if not (formulas_in(table) if marked is None else marked):
         return table
     columns, counts = [], [0] * table.num_rows
     for column in table.columns:

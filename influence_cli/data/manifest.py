@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import classes_of_files
 from influence_cli.data.ids import Ids
 from influence_cli.data.kinds import KINDS, kind_in
-from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload, is_text
+from influence_cli.data.kinds.protocol import Decoded, InputSpec, Kind, Payload
 from influence_cli.data.label_kinds import (
     CLASSES,
     DEFAULT,
@@ -33,16 +33,18 @@ from influence_cli.data.label_kinds import (
     one_task,
     task_in,
 )
+from influence_cli.data.lean_tables import ids_in_one_piece, sharing_labels
 from influence_cli.data.partitions import folder_of
 from influence_cli.data.payloads import payload_batches, payload_keys, read_payload
-from influence_cli.data.row_checks import SKIPPED, BadRow, RowChecks, checked_columns
+from influence_cli.data.row_checks import BadRow, RowChecks, checked_columns
 from influence_cli.data.row_names import digest_of_ids, named_rows
+from influence_cli.data.split_column import SKIPPED, Splits
 from influence_cli.data.tables import concatenated, differing, manifest_command, read_parquet, read_schema, refuse_twins
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import Keys, digest_of_sorted, row_keys
-from influence_cli.store.manifest_keys import LEAST_ROWS, ReadBefore, digest_of_parts, digest_of_texts
+from influence_cli.store.manifest_keys import LEAST_ROWS, ReadBefore, digest_of_parts
 from influence_cli.store.shards import positions
 
 LABEL = "label"  # the column of labels, unless another is named
@@ -57,7 +59,7 @@ class Manifest:
     kind: str  # the name of its payload's
     table: pa.Table  # every column but the payload
     labels: NDArray[Any]  # int64 classes [n], or as the task has them
-    splits: NDArray[np.str_]
+    splits: Splits
     payload_keys: Keys
     row_keys: Keys
     classes: tuple[str, ...] | None
@@ -190,7 +192,7 @@ class Rows:
     @functools.cached_property
     def labels(self) -> NDArray[Any]:
         """Labels [n], or [n, L]."""
-        return self.manifest.labels[self.index]
+        return self._of(self.manifest.labels)
 
     @functools.cached_property
     def strata(self) -> NDArray[np.int64]:
@@ -207,7 +209,7 @@ class Rows:
         """Row keys [n, 16]."""
         return self._of(self.manifest.row_keys)
 
-    def _of(self, values: Keys) -> Keys:
+    def _of(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values of these rows; those of the manifest themselves where they are all of its rows."""
         return values if self._every else values[self.index]
 
@@ -219,7 +221,7 @@ class Rows:
     @functools.cached_property
     def weights(self) -> NDArray[np.float64]:
         """Weights [n]."""
-        return self.manifest.weights()[self.index]
+        return self._of(self.manifest.weights())
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -271,9 +273,7 @@ def read_manifest(
     classes = classes_of_files(files, source)
     task = one_task({file.name: _task(read_schema(file), kind, label, source) for file in files}, source)
     folder = folder_of(files[0]) if folder is None else folder
-    if table.column("id").num_chunks > 1 and is_text(table.schema.field("id").type):  # in one piece, and once in memory
-        place = table.column_names.index("id")
-        table = table.set_column(place, table.schema.field("id"), table.column("id").combine_chunks())
+    table = ids_in_one_piece(table)
     checks = RowChecks(source, table, skip_bad)
     memo = None if known is None else known.manifests
     before, ids = (None if memo is None else memo.find(files, kind.name)), digest_of_ids(table)
@@ -292,10 +292,10 @@ def read_manifest(
     if classes is not None and labels.ndim == 2 and labels.shape[1] != len(classes):
         what = f"{len(classes)} names for {labels.shape[1]} labels a row"
         raise ManifestError(what, where=f"{source}, classes", fix="name every label once, in order")
-    rows = None if memo is None else digest_of_parts(ids, keys, str(labels.dtype), labels, digest_of_texts(splits))
+    rows = None if memo is None else digest_of_parts(ids, keys, str(labels.dtype), labels, splits.digest())
     known_rows = before is not None and before.rows == rows
     named = before.row_keys if before is not None and known_rows else row_keys(keys, labels)
-    about = (table, labels, splits, keys, named, classes, folder, bad, len(bad))
+    about = (sharing_labels(table, label, labels), labels, splits, keys, named, classes, folder, bad, len(bad))
     manifest = Manifest(source, tuple(files), kind.name, *about, task=task)
     if before is not None and known_rows:
         manifest.__dict__["fingerprint"] = before.fingerprint

@@ -23,7 +23,8 @@ from influence_cli.data.outside import allowing_outside
 from influence_cli.data.partitions import names_in_folders
 from influence_cli.data.plain_types import plain_type
 from influence_cli.data.request import COLUMNS_KEY, Columns, IngestRequest
-from influence_cli.data.row_checks import SKIPPED, RowChecks
+from influence_cli.data.row_checks import RowChecks
+from influence_cli.data.split_column import Splits
 from influence_cli.data.splits import split_of_file
 from influence_cli.data.tables import manifest_command, parquet_files, read_schema, temporary_folder
 from influence_cli.errors import ManifestError, UsageError
@@ -176,8 +177,7 @@ def read_dataset(dataset: Any, skip_bad: bool = False) -> DatasetManifest:
         if object_key(_pair(dataset, row, source)[0]) != keys[row]:
             what, fix = f"row {row} is not the same when it is read again", "turn random augmentation off"
             raise ManifestError(what, where=source, fix=f"{fix}: a score belongs to one input")
-    splits = np.full(n, "train", dtype=f"<U{len(SKIPPED)}")
-    splits, bad = checks.left_out(splits)
+    splits, bad = checks.left_out(Splits.all_of("train", n))
     table = pa.table({"id": pa.array(ids), "label": pa.array(labels)})
     stacked = stack(keys)
     classes, named = _class_names(dataset, source), row_keys(stacked, labels)

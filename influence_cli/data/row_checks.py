@@ -12,13 +12,9 @@ from numpy.typing import NDArray
 
 from influence_cli.data.ids import Ids, distinct
 from influence_cli.data.kinds.protocol import is_text
+from influence_cli.data.split_column import CODES, SKIPPED, SPLITS, Splits
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import values_of
-
-SPLITS = ("train", "val", "test")
-SKIPPED = "skipped"  # the split of a row that is left out
-LATER = "later"  # that of a train row which a run with limits does not come to
-_SPLIT = f"<U{len(SKIPPED)}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class RowChecks:
             raise ManifestError(what, where=self.place(row, column), fix=f"{fix}, or pass --skip-bad")
         self.bad.setdefault(row, BadRow(row, self.name(row), column, what))
 
-    def left_out(self, splits: NDArray[np.str_]) -> tuple[NDArray[np.str_], tuple[BadRow, ...]]:
+    def left_out(self, splits: Splits) -> tuple[Splits, tuple[BadRow, ...]]:
         """The splits [n] in which rows that are left out are ``SKIPPED``, and these rows in order."""
         if not self.bad:
             return splits, ()
@@ -70,7 +66,7 @@ class RowChecks:
 
 def checked_columns(
     checks: RowChecks, labels: Callable[[RowChecks], NDArray[Any]], ids_checked: bool = False
-) -> tuple[NDArray[Any], NDArray[np.str_]]:
+) -> tuple[NDArray[Any], Splits]:
     """Labels as ``labels`` reads them, and splits [n], after a check of ids and weights too.
 
     With ``ids_checked`` the ids are known to be texts of which none stands twice.
@@ -104,10 +100,10 @@ def _check_ids(checks: RowChecks) -> None:
             seen.add(value)
 
 
-def _splits(checks: RowChecks) -> NDArray[np.str_]:
+def _splits(checks: RowChecks) -> Splits:
     """Every row is a train row where there is no such column."""
     if "split" not in checks.table.column_names:
-        return np.broadcast_to(np.array("train", dtype=_SPLIT), (checks.table.num_rows,))
+        return Splits.all_of("train", checks.table.num_rows)
     column = checks.table.column("split")
     try:
         coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -115,12 +111,12 @@ def _splits(checks: RowChecks) -> NDArray[np.str_]:
         where = f"{checks.source}, column split"
         raise ManifestError(f"splits are {column.type}, not strings", where=where, fix="cast them to string") from error
     values = [*(coded.chunk(0).dictionary.to_pylist() if coded.num_chunks else ()), None]
-    codes = np.concatenate([np.zeros(0, np.int64), *(values_of(c.indices, len(values) - 1) for c in coded.chunks)])
-    codes = codes.astype(np.int64)
-    unknown = np.flatnonzero(np.array([v not in SPLITS for v in values])[codes])
-    fix = f"use one of {', '.join(SPLITS)}"
-    checks.each(unknown, "split", lambda row: f"unknown split {values[codes[row]]!r}", fix)
-    return np.array([v if v in SPLITS else SKIPPED for v in values], dtype=_SPLIT)[codes]
+    known = np.array([CODES[v] if v in SPLITS else CODES[SKIPPED] for v in values], np.uint8)
+    last = len(values) - 1  # of null
+    codes = np.concatenate([np.zeros(0, np.uint8), *(known[values_of(c.indices, last)] for c in coded.chunks)])
+    unknown, fix = np.flatnonzero(codes == CODES[SKIPPED]), f"use one of {', '.join(SPLITS)}"
+    checks.each(unknown, "split", lambda row: f"unknown split {column[row].as_py()!r}", fix)
+    return Splits(codes)
 
 
 def _check_weights(checks: RowChecks) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from influence_cli.data.ids import BLOCK, Ids
+from influence_cli.data.split_column import Splits
 from influence_cli.store.arrow import values_of
 from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, fingerprint_of_text
 from influence_cli.store.parquet import column_digest
@@ -17,7 +17,7 @@ from influence_cli.store.parquet import column_digest
 _ESCAPED = r'["\\\x00-\x1f]'  # what JSON does not write as it is
 
 
-def named_rows(ids: Ids, keys: Keys, splits: NDArray[np.str_]) -> str:
+def named_rows(ids: Ids, keys: Keys, splits: Splits) -> str:
     """Name of rows of distinct ids with their row keys [n, 16] and splits [n], in whatever order they stand.
 
     It is the fingerprint of [id, key in hex, split] of every row, sorted; that text is made a block at a time.

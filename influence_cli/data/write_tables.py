@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from influence_cli.data.earlier import SCORES
-from influence_cli.data.formulas import without_formulas
+from influence_cli.data.formulas import formulas_in, without_formulas
 from influence_cli.data.locators import written_to
-from influence_cli.data.outputs import write_output, writing
+from influence_cli.data.outputs import writing
 from influence_cli.errors import UsageError
 from influence_cli.store.parquet import write_sealed
+
+TEXT_ROWS = 16_384  # that become text at once
 
 
 def check_suffix(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", ".jsonl")) -> None:
@@ -46,12 +49,19 @@ def write_table(table: pa.Table, output: str, kind: str = SCORES) -> None:
         write_sealed(table, sink)
         write_all(sink.getvalue())
         return
-    as_text = {".csv": as_csv, ".jsonl": as_jsonl}.get(Path(output).suffix)
-    if as_text is not None:
-        write_output(output, kind, as_text(table))
+    parts_of = {".csv": csv_parts, ".jsonl": jsonl_parts}.get(Path(output).suffix)
+    if parts_of is not None:
+        with writing(output, kind) as temporary, temporary.open("wb") as sink:
+            sink.writelines(parts_of(table))
     else:
         with writing(output, kind) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             write_sealed(written_to(table, output), sink)
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """The table some rows at a time: as texts and as Python's values they take many times their memory."""
+    for first in range(0, max(1, table.num_rows), TEXT_ROWS):
+        yield table.slice(first, TEXT_ROWS)
 
 
 def _texts(table: pa.Table) -> pa.Table:
@@ -63,19 +73,32 @@ def _texts(table: pa.Table) -> pa.Table:
     return table
 
 
-def as_csv(table: pa.Table) -> bytes:
-    """CSV with a header line; nothing in it runs as a formula."""
+def csv_parts(table: pa.Table) -> Iterator[bytes]:
+    """CSV with a header line, some rows at a time; nothing in it runs as a formula."""
     from pyarrow import csv
 
-    sink = pa.BufferOutputStream()
-    csv.write_csv(without_formulas(_texts(table)), sink)
-    return sink.getvalue().to_pybytes()
+    marked = formulas_in(table) > 0
+    for k, part in enumerate(_parts(table)):
+        sink = pa.BufferOutputStream()
+        csv.write_csv(without_formulas(_texts(part), marked), sink, csv.WriteOptions(include_header=k == 0))
+        yield sink.getvalue().to_pybytes()
+
+
+def jsonl_parts(table: pa.Table) -> Iterator[bytes]:
+    """One JSON object a line, some rows at a time; NaN is null."""
+    for part in _parts(table):
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows_of(part)]
+        yield ("\n".join(lines) + "\n").encode() if lines else b""
+
+
+def as_csv(table: pa.Table) -> bytes:
+    """CSV with a header line; nothing in it runs as a formula."""
+    return b"".join(csv_parts(table))
 
 
 def as_jsonl(table: pa.Table) -> bytes:
     """One JSON object a line; NaN is null."""
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows_of(table)]
-    return ("\n".join(lines) + "\n").encode() if lines else b""
+    return b"".join(jsonl_parts(table))
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:

@@ -23,11 +23,11 @@ from influence_cli.actions.protocol import PROPOSAL
 from influence_cli.data.kinds.protocol import Payload
 from influence_cli.data.label_kinds import CLASSES, NUMBERS, SEVERAL
 from influence_cli.data.payloads import read_payload
-from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
 from influence_cli.data.sources.huggingface import data_files, read_description, read_stream, split_folders
 from influence_cli.data.sources.origin import Origin
 from influence_cli.data.sources.protocol import LABEL_NAMES, pick
+from influence_cli.data.split_column import SPLITS
 from influence_cli.exports.matched import Matched, match
 from influence_cli.exports.protocol import ExportJob, Prepared, stored
 from influence_cli.store.files import file_digest, write_bytes

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from influence_cli.data.kinds.protocol import Decoded, form_of
 from influence_cli.data.payloads import read_payload
-from influence_cli.data.row_checks import SPLITS
 from influence_cli.data.sources import open_source
 from influence_cli.data.sources.npz import as_column, pair_names, read_arrays
+from influence_cli.data.split_column import SPLITS
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.exports.matched import Matched, match, spellings
 from influence_cli.exports.protocol import ExportJob, Prepared, stored

@@ -117,3 +117,26 @@ def _label_scores(logits: NDArray[np.floating], tangents: NDArray[np.floating]) 
 def of_label(scores: Floats, labels: NDArray[np.int64]) -> Floats:
     """The entry of each row's own label [n] in [n, C]."""
     return np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
+
+
+def most_probable(
+    logits: NDArray[np.floating], other_than: NDArray[np.int64] | None, classes: int
+) -> tuple[NDArray[np.int64], Floats]:
+    """The most probable of the first ``classes`` [n], other than a label [n] if one is given, and its probability [n].
+
+    NaN where that is not finite, and where there is no other class.  Probabilities [n, C] are in memory for some rows.
+
+    >>> label, probability = most_probable(np.log([[0.6, 0.3, 0.1]]), np.array([0]), 3)
+    >>> label.tolist(), probability.round(3).tolist()
+    ([1], [0.3])
+    """
+    label, probability = np.empty(len(logits), np.int64), np.empty(len(logits))
+    for first in range(0, len(logits), BLOCK):
+        here = slice(first, first + BLOCK)
+        among = softmax(logits[here])
+        if other_than is not None:
+            np.put_along_axis(among, other_than[here, None], -1.0, axis=1)
+        among = among[:, :classes]
+        label[here], highest = among.argmax(axis=1), among.max(axis=1)
+        probability[here] = np.where(np.isfinite(highest) & (highest >= 0.0), highest, np.nan)
+    return label, probability

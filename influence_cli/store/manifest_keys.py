@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
@@ -108,14 +107,6 @@ def _current(meta: dict[str, Any]) -> bool:
     """Whether the files are as they were when they were read."""
     stamps = [stamp_of(file) for file in meta["files"]]
     return meta["stamps"] == [None if s is None else list(s) for s in stamps]
-
-
-def digest_of_texts(texts: NDArray[np.str_]) -> str:
-    """Digest of a few distinct texts [n], many times each."""
-    if len(texts) and texts.strides == (0,):  # one text for all rows, which is in memory once
-        return digest_of_parts(str(texts[0]), str(len(texts)))
-    names, codes = np.unique(texts, return_inverse=True)
-    return digest_of_parts(*names.tolist(), codes.astype(np.uint8 if len(names) < 256 else np.int64))
 
 
 def digest_of_parts(*parts: Any) -> str:

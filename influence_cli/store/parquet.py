@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from influence_cli.memory import trim_memory
 from influence_cli.store.arrow import is_valid, values_of
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import parse_json
@@ -29,6 +30,7 @@ SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
 BLOCK = 65_536  # rows that a digest takes at once
 GROUP_ROWS = 65_536  # rows of a group: those that wait in memory while they are written
+LARGE = 1 << 23  # bytes of a table after whose reading the heap is trimmed
 STREAMED_BYTES = 1 << 20  # of a column that are read at once, where rows are streamed
 _ARROW = b"ARROW:schema"
 _SMALL = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
@@ -175,24 +177,41 @@ def read_parquet_schema(file: Path) -> pa.Schema:
 
 
 def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """The rows, some columns or all; DamagedFile where they cannot be read, or are not as they were written."""
+    """The rows, some columns or all; DamagedFile where they cannot be read, or are not as they were written.
+
+    They are read some row groups at a time: a whole column is built in twice the memory that it takes.
+    """
     with _opened(file, streamed=True) as (reader, seal):
-        table = reader.read(columns=columns, use_threads=False)
-        table.validate(full=True)
-        _check_values(table, () if seal is None else seal["columns"])
+        parts = [reader.read_row_groups([], columns=columns)]  # their types
+        checks = _ValueChecks(parts[0].schema, () if seal is None else seal["columns"])
+        for groups in _groups_together(reader):
+            parts.append(reader.read_row_groups(groups, columns=columns, use_threads=False))
+            parts[-1].validate(full=True)
+            checks.update(parts[-1])
+        checks.close()
+        table = pa.concat_tables(parts[1:] or parts)
+        if table.nbytes > LARGE:
+            trim_memory()
         return table.replace_schema_metadata(plain_schema(table.schema).metadata)
 
 
-def _check_values(table: pa.Table, entries: Iterable[list[str | None]]) -> None:
-    known = {name: (kind, digest) for name, kind, digest in entries}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        kind, wanted = known.get(name, (None, None))
-        if wanted is None:
-            continue
-        digest = _ColumnDigest(name, column.type)
-        digest.update(column)
-        if digest.entry(name) != [name, kind, wanted]:
-            raise DamagedFile(f"the values of column {name} are not those that were written")
+class _ValueChecks:
+    """Whether columns, as they are read, are those that a seal's ``entries`` say."""
+
+    def __init__(self, schema: pa.Schema, entries: Iterable[list[str | None]]) -> None:
+        self.known = {name: (kind, digest) for name, kind, digest in entries}
+        self.digests = {f.name: _ColumnDigest(f.name, f.type) for f in schema if self.known.get(f.name, (0, None))[1]}
+
+    def update(self, table: pa.Table) -> None:
+        """Look at some rows."""
+        for name, digest in self.digests.items():
+            digest.update(table.column(name))
+
+    def close(self) -> None:
+        """Refuse (DamagedFile) values that are not those that were written."""
+        for name, digest in self.digests.items():
+            if digest.entry(name) != [name, *self.known[name]]:
+                raise DamagedFile(f"the values of column {name} are not those that were written")
 
 
 def read_parquet_batches(file: Path, size: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -35,6 +35,7 @@ MERGE_ROWS = 16_384  # shards are merged up to this many rows
 BUCKET_ROWS = 65_536  # keys that are sought among at once
 FEW = 16  # times fewer keys than they are sought among: then these are sought among the few
 LOOKUPS = 2  # that are remembered
+LEAST_KEPT = 1000  # keys of one that is
 TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
 
 
@@ -96,7 +97,7 @@ class Sought:
             if sought is keys and (stored is among or np.array_equal(stored, among)):
                 return where
         found = positions(keys, among)
-        if len(keys) * FEW >= len(among):  # few keys are found at once
+        if len(among) and len(keys) >= LEAST_KEPT and len(keys) * FEW >= len(among):  # few keys are found at once
             self._known = [*self._known, (keys, among, found)][-LOOKUPS:]
         return found
 

@@ -113,7 +113,7 @@ def stages(folder: Path, kind: str, suffix: str, rows: int, repeats: int) -> dic
     run(folder, "made", kind, f"{name}.{suffix}", rows, 3)
     found = {
         "manifest": run(folder, "manifest", f"{name}.{suffix}", "--split", "100/0/0", "--isolated", "-o", table),
-        "grads": run(folder, "grads", table, *SCORE, *store),
+        "grads": run(folder, "grads", table, *SCORE, *store, "-o", f"{name}-grads.parquet"),
         "score, cold": run(folder, "score", table, *SCORE, "--store", f"{name}-cold", "--isolated", "-o", scores),
     }
     warm = [run(folder, "score", table, *SCORE, *store, "-o", scores) for _ in range(repeats + 1)]
@@ -154,7 +154,8 @@ def many_rows(folder: Path, kind: str, sizes: Sequence[int], repeats: int) -> It
         seconds = (" / ".join(f"{getattr(r, what):.2f}" for r in every) for what in ("cpu", "wall"))
         more = f"{every[-1].peak - every[-2].peak:+.0f}" if len(every) > 1 else ""
         ratio = f"{rates[-1] / rates[-2]:.2f}" if len(rates) > 1 else ""
-        yield f"| {stage} | {peaks} | {more} | {' | '.join(seconds)} | {' / '.join(f'{r:,.0f}' for r in rates)} | {ratio} |"
+        marginal = " / ".join(f"{r:,.0f}" for r in rates)
+        yield f"| {stage} | {peaks} | {more} | {' | '.join(seconds)} | {marginal} | {ratio} |"
 
 
 def appended(folder: Path, rows: int, appends: int) -> Iterator[str]:

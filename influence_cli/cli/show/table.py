@@ -48,7 +48,7 @@ def print_rows(
     classes: Names | None = None,
 ) -> None:
     """A table on standard output: its strongest rows for people, every row, with class numbers, otherwise."""
-    from influence_cli.data.write_tables import as_csv, as_jsonl, rows_of, write_all
+    from influence_cli.data.write_tables import csv_parts, jsonl_parts, rows_of, write_all
 
     how = result.format
     if result.for_people:
@@ -57,9 +57,11 @@ def print_rows(
         print_json({"schema_version": 1, "rows": rows_of(table)})
     elif how == "csv":
         note_formulas(table)
-        write_all(as_csv(table))
+        for part in csv_parts(table):
+            write_all(part)
     else:
-        write_all(as_jsonl(table))
+        for part in jsonl_parts(table):
+            write_all(part)
 
 
 def _print_strongest(table: pa.Table, sort_by: str | None, descending: bool, classes: Names | None) -> None:

@@ -51,9 +51,11 @@ class Curated:
     def table(self) -> pa.Table:
         """One row per edit, most harmful first: what the row was, what it is, its score, and why."""
         scored, edits = self.scores.scored, self.edits
-        ascending = scored.ascending().tolist()  # people may have decided on rows without a score: they come last
-        unscored = np.flatnonzero(~np.isfinite(scored.score)).tolist()
-        order = np.array([i for i in (*ascending, *unscored) if edits.reason[i]], dtype=np.int64)
+        edited = np.zeros(len(scored.score), dtype=bool)
+        edited[edits.edited] = True
+        ascending = scored.ascending()
+        unscored = np.flatnonzero(edited & ~np.isfinite(scored.score))  # people may have decided on them: they are last
+        order = np.concatenate([ascending[edited[ascending]], unscored])
         labelled = partial(self.scores.manifest.label_kind.shown, names=self.scores.manifest.classes)
         columns = {
             "id": pa.array([self.scores.train.ids[i] for i in order]),
@@ -166,7 +168,7 @@ def _as_cut(request: CurateRequest, scores: ScoreTable, budget: int) -> tuple[Sc
     if request.cut is not None:
         score = np.where(score <= request.cut.threshold, score, np.nan)
     if request.bins is None:
-        return replace(scores.scored, score=score), None
+        return (scores.scored if request.cut is None else replace(scores.scored, score=score)), None
     if request.action == "reweight":
         raise UsageError(
             "reweight touches every scored row, and --bins edits those that are sure", fix="trim or relabel"

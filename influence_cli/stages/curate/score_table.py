@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.locators import origin_of, require_found
 from influence_cli.data.manifest import Manifest, Rows
 from influence_cli.data.open import open_manifest
-from influence_cli.data.tables import keyed_rows, numbers, read_table, row_keys_of, shown
+from influence_cli.data.tables import keyed_rows, numbers, read_table, row_keys_of, schema_of, shown
 from influence_cli.errors import ManifestError, UsageError
 from influence_cli.maths.fairness import TEMPERATURE
+from influence_cli.memory import trim_memory
 from influence_cli.stages.curate.combining import DEFAULT_RULE, column_named, combine_columns, floats
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.score.combine import combine_options, kind_of
 from influence_cli.store.arrow import array_of, values_of
+from influence_cli.store.shards import as_arrow
 
 GROUP = "group"  # column of a manifest: the sensitive group of a row
 
@@ -52,7 +55,7 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         UsageError: no manifest can be found, or the column is not there.
         ManifestError: the manifest is not the one that was scored.
     """
-    table, where = read_table(request.scores), shown(request.scores)
+    table, where = read_table(request.scores, _read(request.scores)), shown(request.scores)
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")
@@ -97,7 +100,21 @@ def read_scores(request: CurateRequest) -> ScoreTable:
         classes=manifest.class_names,
         parts=None if manifest.label_kind.holds == CLASSES else train.strata,
     )
+    table = _sharing_proposals(table, scored, other)
+    trim_memory()  # of the columns' own pieces
     return ScoreTable(manifest, train, scored, origin, label, column, table, columns)
+
+
+def _read(scores: Any) -> list[str] | None:
+    """The columns of a file of scores that say something of edits; None for all, where they are few or in memory."""
+    if not isinstance(scores, str | Path):
+        return None
+    names = schema_of(scores).names
+    if len(set(names)) < len(names):
+        return None  # which is refused
+    passed = {"label", "loss", "margin"}
+    passed |= {"model_label", "model_probability"} if "other_label" in names else set()
+    return [name for name in names if name not in passed]
 
 
 def _refuse_pairs(table: pa.Table, where: str) -> None:
@@ -117,12 +134,30 @@ def in_manifest_order(table: pa.Table, train: Rows, scores: str, manifest: str) 
     same = ids == train.ids
     keys = row_keys_of(table, scores, ids_checked=same)
     if same and np.array_equal(keys, train.row_keys):
-        return table
+        return _sharing(table, train)
     if len(ids) == len(train):
         order = places_of(train.ids, ids)
         if (order >= 0).all() and np.array_equal(keys[order], train.row_keys):
             return table.take(array_of(order))
     raise _difference(table, train, scores, manifest)
+
+
+def _sharing(table: pa.Table, train: Rows) -> pa.Table:
+    """The table with the ids and keys of the train rows in the place of its own, which are the same."""
+    for name, column in (("id", train.ids.column), ("row_key", as_arrow(train.row_keys))):
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _sharing_proposals(table: pa.Table, scored: Scored, other: str) -> pa.Table:
+    """The table with the proposals of its rows in the place of its own columns, which hold the same."""
+    labels = {"best_label": scored.best_label, f"{other}_label": scored.model_label}
+    numbers = {"best_label_gain": scored.best_label_gain, f"{other}_probability": scored.model_probability}
+    shared = {name: array_of(v, v < 0) for name, v in labels.items() if v is not None}
+    shared |= {name: array_of(v, np.isnan(v)) for name, v in numbers.items() if v is not None}
+    for name, column in shared.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
 
 
 def _difference(table: pa.Table, train: Rows, scores: str, manifest: str) -> ManifestError:
@@ -212,7 +247,7 @@ def proposed_labels(table: pa.Table, name: str, train: Rows) -> NDArray[np.int64
 def planted_labels(table: pa.Table) -> NDArray[np.int64]:
     """The wrong label [n] that the checkpoint of a score table was trained on, -1 for rows that are no canaries."""
     planted = _labels(table, CANARY)
-    return np.full(table.num_rows, -1, dtype=np.int64) if planted is None else planted
+    return np.broadcast_to(np.int64(-1), (table.num_rows,)) if planted is None else planted
 
 
 def _labels(table: pa.Table, name: str) -> NDArray[np.int64] | None:

@@ -30,13 +30,13 @@ from influence_cli.stages.grads.phi_values import PhiValues
 from influence_cli.stages.grads.row_loop import Looped
 from influence_cli.stages.run import names
 from influence_cli.stages.run.plan import Work
-from influence_cli.stages.run.quantities import QUANTITIES, ChainPart, first_rows
+from influence_cli.stages.run.quantities import QUANTITIES, ChainPart
 from influence_cli.stages.run.rates import LOSS, STEP, pass_key, remember_rate
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
 from influence_cli.store.keys import digest_of_sorted, fingerprint
-from influence_cli.store.shards import MERGE_ROWS, positions
+from influence_cli.store.shards import MERGE_ROWS, positions, unique
 
 if TYPE_CHECKING:
     from influence_cli.methods.bif import BIF
@@ -185,7 +185,7 @@ class _Chains:
             return
         every = np.concatenate(list(parts.values()))
         chosen = np.flatnonzero(positions(run.train.row_keys, every) >= 0)
-        first = np.array(sorted(first_rows(run.train.take(chosen), run.train.row_keys[chosen]).values()))
+        first = unique(run.train.row_keys[chosen])
         rows = run.train.take(chosen[first])
         objectives = tuple(part.objective for part in parts)
         shared = name, rows.index.tobytes(), objectives

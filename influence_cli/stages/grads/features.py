@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from influence_cli.data.manifest import Rows
-from influence_cli.data.row_checks import SKIPPED
+from influence_cli.data.split_column import SKIPPED
 from influence_cli.methods.outlier import Outlier
 from influence_cli.stages.run.backbone_run import NAME, at_backbone, features_run, features_session, features_work
 from influence_cli.stages.run.members import member_at

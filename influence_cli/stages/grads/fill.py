@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 from influence_cli.errors import NoFeatures
+from influence_cli.memory import trim_memory
 from influence_cli.stages.grads.bf16 import measure_agreement
 from influence_cli.stages.grads.curvature_report import note_curvature, note_values
 from influence_cli.stages.grads.directions import measure
@@ -56,6 +57,7 @@ def _filled(run: Run, session: Session) -> tuple[Run, int]:
         run, more = _fill(run, session, look)
         done += more
     session.decoded = session.head_inputs = None
+    trim_memory()
     note_curvature(run, session)
     note_values(run, session)
     note_further(run, session)

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.data.row_checks import BadRow
 from influence_cli.stages.grads.shard_writer import ShardWriter, Write
-from influence_cli.stages.run.quantities import QUANTITIES, Part, first_rows
+from influence_cli.stages.run.quantities import QUANTITIES, Part
 from influence_cli.stages.run.rates import Stopwatch
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Batch, Session
 from influence_cli.store import Keys
-from influence_cli.store.shards import Arrays, positions
+from influence_cli.store.keys import stack
+from influence_cli.store.shards import Arrays, positions, unique
 
 if TYPE_CHECKING:
     from influence_cli.data.manifest import Payload
@@ -79,11 +80,11 @@ def loop_over(
     wanted = {part: keys for part, keys in lacking.items() if len(keys)}
     if not wanted:
         return Looped(0, 0.0, [])
-    keyed = _keys_of(rows, next(iter(wanted)))
-    needs = _needs(rows, keyed, wanted)
-    if not needs:
+    by_payload = QUANTITIES[next(iter(wanted)).quantity].key == "payload"
+    keyed = rows.payload_keys if by_payload else rows.row_keys
+    needs = Needs.of(rows, keyed, wanted)
+    if not len(needs):
         return Looped(0, 0.0, [])  # a pass before has left them out
-    key_of = {row: keyed[k] for row, k in first_rows(rows, keyed).items() if row in needs}
     unusable: dict[int, str] = {}
     skipping = run.inputs.skip_bad if skip_bad is None else skip_bad
     divided = Divided.of(session, len(needs), speed.size()) if session.sharing else None
@@ -95,7 +96,7 @@ def loop_over(
     def keep() -> None:
         nonlocal last
         batch, parts, arrays = waiting.pop(0)
-        keys = np.stack([key_of[row] for row in batch.index.tolist()])
+        keys = batch.payload_keys if by_payload else batch.row_keys
         for part, found in arrays().items():
             quantity = QUANTITIES[part.quantity]
             more = {} if quantity.key == "payload" else {"payload_keys": batch.payload_keys}
@@ -110,7 +111,7 @@ def loop_over(
             chunks = _chunks(rows, needs, speed, divided)
             listen = unusable.__setitem__ if skipping else None
             for batch in source(rows, chunks) if source else session.rows(require_model(run)[0], rows, chunks, listen):
-                parts = needs[int(batch.index[0])]
+                parts = needs.parts[needs.code[int(batch.index[0])]]
                 waiting.append((batch, parts, compute(batch, parts)))
                 if len(waiting) >= speed.at_once:
                     keep()
@@ -126,17 +127,36 @@ def loop_over(
     return Looped(len(needs), time.perf_counter() - started, bad_rows(run, session, rows, unusable), watch)
 
 
-def _keys_of(rows: Rows, part: Part) -> Keys:
-    return rows.payload_keys if QUANTITIES[part.quantity].key == "payload" else rows.row_keys
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """The manifest rows [m] to be run, ascending, one for each distinct key; and which parts lack each of them."""
 
+    rows: NDArray[np.int64]
+    code: memoryview  # by manifest row: which of ``parts`` lack it, as two bytes
+    parts: list[Parts]
 
-def _needs(rows: Rows, keyed: Keys, wanted: dict[Part, Keys]) -> dict[int, Parts]:
-    """By manifest row, one for each distinct key: the parts that lack it."""
-    first = first_rows(rows, keyed)
-    at = np.array(list(first.values()), dtype=np.int64)
-    lacks = {part: positions(keyed[at], keys) >= 0 for part, keys in wanted.items()}
-    found = {row: tuple(part for part in wanted if lacks[part][k]) for k, row in enumerate(first)}
-    return {row: parts for row, parts in found.items() if parts}
+    @staticmethod
+    def of(rows: Rows, keyed: Keys, wanted: dict[Part, Keys]) -> Needs:
+        """What each part lacks (keys [m, 16]) of rows of keys [n, 16]."""
+        first = unique(keyed)
+        distinct = keyed if len(first) == len(keyed) else keyed[first]
+        number = np.zeros(len(first), dtype=np.int16)
+        sets: list[Parts] = [()]
+        for part, keys in wanted.items():
+            lacks = np.ones(len(first), bool) if np.array_equal(keys, distinct) else positions(distinct, keys) >= 0
+            more = {code: len(sets) + k for k, code in enumerate(np.unique(number[lacks]).tolist())}
+            sets += [(*sets[code], part) for code in more]
+            moved = np.arange(len(sets), dtype=np.int16)
+            moved[list(more)] = list(more.values())
+            number = np.where(lacks, moved[number], number)
+        needed = np.flatnonzero(number)
+        found = rows.index[first[needed]]
+        code = np.zeros(len(rows.manifest), dtype=np.int16)
+        code[found] = number[needed]
+        return Needs(np.sort(found), memoryview(code), sets)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 @dataclass(eq=False)
@@ -194,22 +214,23 @@ def _pieces(
 
 
 def _chunks(
-    rows: Rows, needs: dict[int, Parts], speed: Speed, divided: Divided | None = None
+    rows: Rows, needs: Needs, speed: Speed, divided: Divided | None = None
 ) -> Iterator[list[tuple[int, Payload]]]:
     """Chunks of (row, payload) whose rows lack the same parts."""
     from influence_cli.model.examples import alike, wasteful
 
-    kind, segments = rows.manifest.payload_kind, speed.segments(np.array(sorted(needs), dtype=np.int64))
+    kind, segments = rows.manifest.payload_kind, speed.segments(needs.rows)
     for payloads in _pieces(rows, segments, divided):
         waiting: dict[Parts, list[tuple[int, Payload]]] = {}
         for row, payload in alike(payloads, kind, speed.size()):
-            chunk = waiting.setdefault(needs[row], [])
+            parts = needs.parts[needs.code[row]]
+            chunk = waiting.setdefault(parts, [])
             if wasteful(chunk, (row, payload), kind, speed.size()):
                 yield chunk
-                chunk = waiting[needs[row]] = []
+                chunk = waiting[parts] = []
             chunk.append((row, payload))
             if len(chunk) >= speed.size():
-                yield waiting.pop(needs[row])
+                yield waiting.pop(parts)
         yield from waiting.values()
 
 
@@ -222,5 +243,7 @@ def bad_rows(run: Run, session: Session, rows: Rows, unusable: dict[int, str]) -
     decoder = model.payload_kind.decoder(model)
     if decoder is not None:
         session.store.write_undecodable(decoder, {key.hex(): reason for key, reason in reasons.items()})
-    same = {row: reasons.get(key.tobytes()) for row, key in zip(rows.index.tolist(), rows.payload_keys, strict=True)}
-    return [BadRow(r, manifest.ids[r], manifest.payload_kind.column, why) for r, why in same.items() if why is not None]
+    where = positions(rows.payload_keys, stack(list(reasons)))
+    same, why = rows.index[where >= 0].tolist(), list(reasons.values())
+    column = manifest.payload_kind.column
+    return [BadRow(r, manifest.ids[r], column, why[k]) for r, k in zip(same, where[where >= 0].tolist(), strict=True)]

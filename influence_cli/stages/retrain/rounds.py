@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from influence_cli.actions import make_action
 from influence_cli.actions.protocol import Scored
 from influence_cli.data.manifest import Rows
-from influence_cli.data.row_checks import SKIPPED
+from influence_cli.data.split_column import SKIPPED
 from influence_cli.errors import UsageError
 from influence_cli.methods import make_methods
 from influence_cli.model.spec import is_own

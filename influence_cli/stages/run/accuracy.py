@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.maths.class_matching import GOOD_ENOUGH, Matching, find_matching
+from influence_cli.maths.labels import by_blocks
 from influence_cli.model.class_order import FLAG, NATURAL, TEXT, sorted_names
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
@@ -28,8 +29,8 @@ def train_accuracy(run: Run, session: Session) -> float | None:
     if not run.members:
         return None
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    hits = run.row_loss.hits(logits, run.train.labels)
-    return None if hits is None else float(hits.mean())
+    hits = run.row_loss.hits(logits[:1], run.train.labels[:1])
+    return None if hits is None else float(by_blocks(run.row_loss.hits, logits, run.train.labels).mean())
 
 
 def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
@@ -143,9 +144,11 @@ def warn_of_memory(run: Run, session: Session, known: dict[str, tuple[float, int
         return
     if "train" not in known or "target" not in known or "memory" in session.said or not run.members:
         return
+    (train, _), (target, rows) = known["train"], known["target"]
+    if not memorised(train, 0.0, target, rows):  # whatever the losses are
+        return
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
     losses = run.row_loss.losses(logits, run.train.labels)
-    (train, _), (target, rows) = known["train"], known["target"]
     loss = float(np.median(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else np.inf
     if not memorised(train, loss, target, rows):
         return

@@ -22,8 +22,10 @@ from influence_cli.stages.run.rates import FIT, FIXED, SOLVE, START, Rates, know
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys
-from influence_cli.store.shards import unique
+from influence_cli.store.keys import stack
+from influence_cli.store.shards import positions, unique
 
+NO_KEYS = stack([])
 COSTED_APART = ("forward", "chains")  # passes whose seconds are not those of a rate a row
 
 
@@ -46,8 +48,9 @@ class Work:
 
     def rows_in(self, name: str) -> int:
         """Distinct training rows that the pass looks at."""
-        keys = list(self.in_pass(name).values())
-        return len(unique(np.concatenate(keys))) if keys else 0
+        first, *others = sorted(self.in_pass(name).values(), key=len, reverse=True) or [NO_KEYS]
+        more = [keys[positions(keys, first) < 0] for keys in others if not np.array_equal(keys, first)]
+        return len(first) + (len(unique(np.concatenate(more))) if more else 0)
 
     @property
     def rows(self) -> int:
@@ -57,7 +60,7 @@ class Work:
     @property
     def passes(self) -> list[str]:
         """The passes that have rows to look at, in order."""
-        return [name for name in dict.fromkeys(map(pass_of, self.lacking)) if self.rows_in(name)]
+        return list(dict.fromkeys(pass_of(part) for part, keys in self.lacking.items() if len(keys)))
 
     @property
     def nothing(self) -> bool:

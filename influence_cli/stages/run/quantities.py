@@ -298,8 +298,3 @@ def register(quantity: Quantity) -> None:
     """Add a quantity to the table, and its folder to those that the store looks after."""
     add_sharded(quantity.name)
     QUANTITIES[quantity.name] = quantity
-
-
-def first_rows(rows: Rows, keys: Keys) -> dict[int, int]:
-    """The first manifest row of every distinct key [n, 16] of rows, and where it stands among them."""
-    return {int(rows.index[k]): int(k) for k in unique(keys)}

@@ -76,7 +76,8 @@ class Quantity:
     def lacking(self, run: Run, session: Session, part: Part) -> Keys:
         """Keys [n, 16] of its rows that a part lacks."""
         wanted = self.wanted(run, part)
-        return wanted[self.folder(run, session, part).missing(wanted)]
+        missing = self.folder(run, session, part).missing(wanted)
+        return wanted if missing.all() else wanted[missing]  # the same array where it is all of them
 
     def wanted(self, run: Run, part: Part) -> Keys:
         """Keys [n, 16] of the distinct rows that a part is to have."""

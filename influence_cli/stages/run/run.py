@@ -158,6 +158,10 @@ class Run:
 
     def half_sample(self) -> Keys:
         """Up to 500 distinct training payloads, chosen by their keys: stable as rows come and go."""
+        return self._half_sample
+
+    @functools.cached_property
+    def _half_sample(self) -> Keys:
         keys = self.payload_keys
         return keys[key_order(keys)[:HALF_SAMPLE]]
 

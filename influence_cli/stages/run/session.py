@@ -177,6 +177,7 @@ class Session:
         """A session on the same store in which nobody is told anything."""
         return Session(self.store, self.runtime)
 
-    def forget_folders(self) -> None:
-        """Read the store anew after it was written."""
-        self._folders.clear()
+    def forget_folders(self, kind: str | None = None) -> None:
+        """Let go of what was read, of a kind or of all, so that it is read anew: the store may have been written."""
+        for known in [key for key in self._folders if kind in (None, key[0])]:
+            del self._folders[known]

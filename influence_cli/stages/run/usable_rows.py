@@ -13,7 +13,8 @@ from influence_cli.data.classes import Names, label_called, numbers_in
 from influence_cli.data.feature_names import check_features, identity_of
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.manifest import Manifest, Rows
-from influence_cli.data.row_checks import SKIPPED, BadRow
+from influence_cli.data.row_checks import BadRow
+from influence_cli.data.split_column import SKIPPED
 from influence_cli.errors import ManifestError
 from influence_cli.model.losses import loss_of
 from influence_cli.model.new_spec import UNLABELLED

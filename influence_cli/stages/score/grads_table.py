@@ -15,6 +15,8 @@ from influence_cli.store.shards import as_arrow
 
 def grads_table(run: Run, session: Session) -> pa.Table:
     """A row per training row: id, row_key, payload_key, label and, where a model was run, its loss."""
+    noise = direction_noise(run, session)
+    session.forget_folders("tangents")
     table = base_table(run)
     table = table.add_column(2, "payload_key", as_arrow(run.train.payload_keys))
     if run.members:
@@ -23,4 +25,4 @@ def grads_table(run: Run, session: Session) -> pa.Table:
             loss = run.row_loss.losses(logits, run.train.labels)
         table = table.append_column("loss", nullable(loss))
     table = with_later_rows(table, run)
-    return with_provenance(table, {**provenance_of(run, session, "grads"), "noise": direction_noise(run, session)})
+    return with_provenance(table, {**provenance_of(run, session, "grads"), "noise": noise})

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from influence_cli.data.classes import class_count
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
-from influence_cli.maths.labels import softmax
+from influence_cli.maths.labels import most_probable
+from influence_cli.memory import trim_memory
 from influence_cli.methods.protocol import Scores, is_summed
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.grads.curvature_report import effect_weight
@@ -59,16 +60,21 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
     if combine is not None:
         columns.insert(0, _combined(run, session, columns, combine))
     _note_divided(run, session)
+    noise = direction_noise(run, session)
+    session.forget_folders("tangents")  # what is read last: they are as large as the logits
+    trim_memory()
     table = _with_scores(base_table(run), run, session, columns, per_member)
     columns = [replace(c, scores=replace(c.scores, by_label=None, by_member=None)) for c in columns]  # as large as all
     if run.members:
         table = _append_model_says(table, run, session, columns[0].scores.logits)
     elif columns[0].scores.logits is not None and run.row_loss.by_class:
-        table = _append_other(table, run, softmax(columns[0].scores.logits))
+        labels = run.train.labels
+        others = most_probable(columns[0].scores.logits, labels, class_count(run.manifest.classes, labels))
+        table = _append_label(table, "other", others)
     table = with_later_rows(_append_canaries(table, run, session), run)
     _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns if combine is None else columns[1:])  # lexi scores candidates alone
-    said, noise = _said_of_columns(run, session, columns), direction_noise(run, session)
+    said = _said_of_columns(run, session, columns)
     about = {
         **provenance_of(run, session, "score"),
         "kinds": {column_name(run, c.name): c.kind for c in columns},
@@ -293,22 +299,13 @@ def _append_model_says(table: pa.Table, run: Run, session: Session, unseen: Floa
                 whole = values.dtype.kind == "i"
                 table = table.append_column(name, array_of(values, values < 0) if whole else nullable(values))
             return table
-        probability = softmax(logits)
-        others = probability if unseen is None else softmax(unseen)
-    classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
-    table = _append_label(table, "model", probability[:, :classes])
-    return _append_other(table, run, others)
+        classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
+        table = _append_label(table, "model", most_probable(logits, None, classes))
+        return _append_label(table, "other", most_probable(logits if unseen is None else unseen, labels, classes))
 
 
-def _append_other(table: pa.Table, run: Run, others: Floats) -> pa.Table:
-    """The most probable label that is not the row's own, of probabilities [n, C]."""
-    np.put_along_axis(others, run.train.labels[:, None], -1.0, axis=1)
-    return _append_label(table, "other", others[:, : class_count(run.manifest.classes, run.train.labels)])
-
-
-def _append_label(table: pa.Table, name: str, among: Floats) -> pa.Table:
-    """The most probable label and its probability, from those of the classes [n, C]; below 0 counts as none."""
-    highest = among.max(axis=1)
-    none = ~np.isfinite(highest) | (highest < 0.0)  # of a single class there is no other label
-    table = table.append_column(f"{name}_label", array_of(among.argmax(axis=1).astype(np.int64), null=none))
-    return table.append_column(f"{name}_probability", nullable(np.where(none, np.nan, highest)))
+def _append_label(table: pa.Table, name: str, found: tuple[NDArray[np.int64], Floats]) -> pa.Table:
+    """Labels [n] and their probabilities [n], null where that is NaN."""
+    label, probability = found
+    table = table.append_column(f"{name}_label", array_of(label, null=np.isnan(probability)))
+    return table.append_column(f"{name}_probability", nullable(probability))
