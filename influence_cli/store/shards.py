@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.arrow import values_of
-from influence_cli.store.files import DamagedFile, read_tensors, write_json, write_tensors
+from influence_cli.store.files import DamagedFile, map_tensors, read_metadata, read_tensors, write_json, write_tensors
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, unique
 from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
 from influence_cli.store.ragged import flattened, unflattened
@@ -35,6 +35,7 @@ MERGE_ROWS = 16_384  # shards are merged up to this many rows
 BUCKET_ROWS = 65_536  # keys that are sought among at once
 FEW = 16  # times fewer keys than they are sought among: then these are sought among the few
 LOOKUPS = 2  # that are remembered
+MANY_SMALL = 16  # shards that are left as they are
 LEAST_KEPT = 1000  # keys of one that is
 TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
 
@@ -196,6 +197,42 @@ class ShardFolder:
         write_tensors(path, tensors, {**about, "rows": len(keys), OF: thing_of(path)})
         self._forget()
         return path
+
+    def compact(self, full: int) -> int:
+        """Merge the small shards that appends leave into some of ``full`` rows, where there are many; returns how many.
+
+        Every row keeps its value: of several shards that hold it the lowest name wins among those that are merged, and
+        a shard of which another one holds a row stays as it is.  New shards are written before old ones go, and who
+        reads meanwhile lists them anew.
+        """
+        try:
+            rows = {shard: int(read_metadata(shard)["rows"]) for shard in self._shards()}
+            small = [shard for shard, count in rows.items() if 2 * count < full]
+            if len(small) <= MANY_SMALL:
+                return 0
+            found = [(shard, _tensors_of(shard)) for shard in small]
+            stored = np.concatenate([tensors["keys"] for _, tensors in found])
+            owner = np.repeat(np.arange(len(found)), [len(tensors["keys"]) for _, tensors in found])
+            held = np.zeros(len(found), dtype=bool)  # which have a row that stands elsewhere too
+            for shard in rows.keys() - set(small):
+                others = np.array(map_tensors(shard, verify=False)[0]["keys"])
+                held[owner[positions(stored, others) >= 0]] = True
+        except (FileNotFoundError, DamagedFile, KeyError, TypeError, ValueError):
+            return 0  # another run is at it, or whoever reads it next names the damage
+        before = -1
+        while before != (before := int(held.sum())):  # nor one that shares a row with such a shard
+            held[owner[positions(stored, stored[held[owner]]) >= 0]] = True
+        found = [one for one, elsewhere in zip(found, held, strict=True) if not elsewhere]
+        if len(found) < 2 or any(tensors.keys() != found[0][1].keys() for _, tensors in found):
+            return 0
+        keys = np.concatenate([tensors["keys"] for _, tensors in found])
+        chosen = np.flatnonzero(positions(keys, keys) == np.arange(len(keys)))
+        values = {name: np.concatenate([t[name] for _, t in found]) for name in found[0][1] if name != "keys"}
+        old, written = [shard for shard, _ in found], set[Path]()
+        for start in range(0, len(chosen), full):
+            here = chosen[start : start + full]
+            written.add(self.write(keys[here], {name: array[here] for name, array in values.items()}))
+        return remove_others(old, written)
 
     def collect(self, keep: Keys | None) -> tuple[int, int]:
         """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.

@@ -28,7 +28,7 @@ from typing import Any
 
 FEATURES, TARGETS, TRAINED, SHARE = 16, 2000, 5000, 0.02
 SCORE = ("--target", "target.parquet", "--checkpoint", "RUN", "--method", "ip")
-FLAT, ENDS = 0.2, 10  # an append may take so much more at the end, by the medians of so many at either end
+ENDS = 10  # appends at either end of which medians are compared
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class Ran:
 
 
 def inside(report: str, words: Sequence[str]) -> None:
-    """Run a command, or ``made`` or ``read`` of this script, in this process, and write what it took."""
+    """Run a command, or ``made``, ``parted`` or ``read`` of this script, in this process, and write what it took."""
     sys.argv = ["influence", *words]
     try:
         if words[0] == "made":
             made(words[1], Path(words[2]), int(words[3]), int(words[4]))
+        elif words[0] == "parted":
+            parted(Path(words[1]), Path(words[2]), int(words[3]), int(words[4]))
         elif words[0] == "read":
             import pyarrow.parquet as pq
 
@@ -158,32 +160,60 @@ def many_rows(folder: Path, kind: str, sizes: Sequence[int], repeats: int) -> It
         yield f"| {stage} | {peaks} | {more} | {' | '.join(seconds)} | {marginal} | {ratio} |"
 
 
+def parted(table: Path, folder: Path, rows: int, more: int) -> None:
+    """Write a manifest as several: its first rows, and then so many in each."""
+    import pyarrow.parquet as pq
+
+    whole, first = pq.read_table(table), 0
+    folder.mkdir()
+    while first < len(whole):
+        some = more if first else rows
+        pq.write_table(
+            whole.slice(first, some), folder / f"part{(first - rows) // more + 1 if first else 0:03d}.parquet"
+        )
+        first += some
+
+
 def appended(folder: Path, rows: int, appends: int) -> Iterator[str]:
     """What ``score`` and a gate take after each of many appends to a folder of Parquet files, and the store's bytes."""
-    suffix = prepared(folder, "features")
+    suffix, more = prepared(folder, "features"), int(rows * SHARE)
+    run(folder, "made", "features", f"all.{suffix}", rows + appends * more, 3)
+    run(folder, "manifest", f"all.{suffix}", "--split", "100/0/0", "--isolated", "-o", "all.parquet")
+    run(folder, "parted", "all.parquet", "parts", rows, more)
     (folder / "data").mkdir()
-    more, taken, sizes = int(rows * SHARE), list[float](), list[int]()
-    options = (*SCORE, "--store", "store", "--isolated")
-    gate = ("--check", "--against", "base.parquet", "--false-flag", "1%", "--max-flagged", "5%", "--isolated")
-    for k in range(appends + 1):
-        part = f"part{k:03d}"
-        run(folder, "made", "features", f"{part}.{suffix}", more if k else rows, 10 + k)
-        run(folder, "manifest", f"{part}.{suffix}", "--split", "100/0/0", "--isolated", "-o", f"data/{part}.parquet")
-        if not k:
-            (folder / "base.parquet").hardlink_to(folder / "data" / f"{part}.parquet")
-        scored = run(folder, "score", "data", *options, "-o", "scores.parquet")
+    (folder / "base.parquet").hardlink_to(folder / "parts" / "part000.parquet")
+    taken, sizes, shards = list[float](), list[int](), list[int]()
+    options = (*SCORE, "--method", "loss", "--store", "store", "--isolated", "-o", "scores.parquet")
+    gate = (
+        "--by",
+        "loss",
+        "--check",
+        "--against",
+        "base.parquet",
+        "--false-flag",
+        "1%",
+        "--max-flagged",
+        "5%",
+        "--isolated",
+    )
+    for k, part in enumerate(sorted((folder / "parts").iterdir())):
+        part.rename(folder / "data" / part.name)
+        scored = run(folder, "score", "data", *options)
         gated = run(folder, "curate", "scores.parquet", *gate, codes=(0, 1))
+        files = list((folder / "store").rglob("*.safetensors"))
         taken.append(scored.cpu + gated.cpu)
-        sizes.append(sum(f.stat().st_size for f in (folder / "store").rglob("*.safetensors")))
-        say(f"append {k}: score {scored.cpu:.2f} s, gate {gated.cpu:.2f} s, store {sizes[-1] / 1e6:.1f} MB")
+        sizes.append(sum(file.stat().st_size for file in files))
+        shards.append(len(files))
+        said = f"store {sizes[-1] / 1e6:.1f} MB in {len(files)} files"
+        say(f"append {k}: score {scored.cpu:.2f} s, gate {gated.cpu:.2f} s, {said}")
     ends = min(ENDS, appends // 2)
     first, last = statistics.median(taken[1 : 1 + ends]), statistics.median(taken[-ends:])
-    yield "| rows | appends | CPU s of the first ones | of the last ones | ratio | store bytes a row, first / last |"
-    yield "|---|---|---|---|---|---|"
     per_row = (sizes[1] / (rows + more), sizes[-1] / (rows + appends * more))
+    yield "| rows | appends | CPU s of the first ones | of the last ones | ratio | store bytes a row | its files |"
+    yield "|---|---|---|---|---|---|---|"
     yield (
         f"| {rows:,} + {more:,} each | {appends} | {first:.2f} | {last:.2f} | {last / first:.2f} | "
-        f"{per_row[0]:.1f} / {per_row[1]:.1f} |"
+        f"{per_row[0]:.1f} / {per_row[1]:.1f} | {shards[0]} / {shards[-1]} |"
     )
 
 
