@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -30,6 +31,40 @@ def distinct(ids: Ids) -> bool:
         if pc.call_function("any", [pc.call_function("equal", [some[1:], some[:-1]])]).as_py():
             return False
     return True
+
+
+class SeenIds:
+    """Which ids of rows that come some at a time have come before: 16 bytes each, in sorted arrays of doubling sizes.
+
+    >>> seen = SeenIds()
+    >>> seen.twice(["a", "b", "a", None, None]), seen.twice(["c", "b"])
+    ([False, False, True, False, False], [False, True])
+    """
+
+    def __init__(self) -> None:
+        self._sorted: list[NDArray[np.bytes_]] = []  # digests, the longest array first
+
+    def twice(self, ids: Sequence[str | None]) -> list[bool]:
+        """Whether each of the next ids has come before, among them or earlier; null counts as new."""
+        there = np.array([k for k, name in enumerate(ids) if name is not None], dtype=np.int64)
+        digests = [hashlib.blake2b(str(name).encode(), digest_size=16).digest() for name in ids if name is not None]
+        keys = np.array(digests, dtype="S16")
+        order = np.argsort(keys, kind="stable")
+        keys, old = keys[order], np.zeros(len(keys), dtype=bool)
+        old[1:] = keys[1:] == keys[:-1]  # equal ones stand as they stood: the first of them first
+        for known in self._sorted:
+            old |= known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+        self._add(keys[~old])
+        found = np.zeros(len(ids), dtype=bool)
+        found[there[order[old]]] = True
+        return found.tolist()
+
+    def _add(self, keys: NDArray[np.bytes_]) -> None:
+        """Take new digests, sorted; arrays of about one length become one."""
+        while self._sorted and len(self._sorted[-1]) < 2 * len(keys):
+            keys = np.sort(np.concatenate([self._sorted.pop(), keys]), kind="stable")
+        if len(keys):
+            self._sorted.append(keys)
 
 
 class Ids(Sequence[str]):

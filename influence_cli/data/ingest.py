@@ -19,6 +19,7 @@ from influence_cli.data.classes import CLEAN
 from influence_cli.data.content_notes import SHOWN, content_notes
 from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.frames import name_of
+from influence_cli.data.ids import SeenIds
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import BadPayload, Kind
 from influence_cli.data.label_kinds import CLASSES, DEFAULT, NOTHING, NUMBERS, TASK_KEY, TASKS
@@ -145,7 +146,7 @@ class _Conversion:
         self.labels = reader_of(source.task, source.classes, source.narrow or source.tables)
         self.notes = list(self.labels.notes)
         self.skipped: list[tuple[str, str]] = []
-        self._seen: set[str] = set()
+        self._seen = SeenIds()
         self._remarks: Counter[str] = Counter()
         how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
         if not self.splits:
@@ -162,9 +163,10 @@ class _Conversion:
         for table in self.source.tables():
             kind, rows = kind_in(table.column_names), list[dict[str, Any]]()
             assert kind is not None  # every source finds a payload, or says that there is none
+            twice = self._seen.twice(table.column("id").to_pylist())
             for k, row in enumerate(table.to_pylist(), first):
                 try:
-                    rows.append(self._row(row, kind))
+                    rows.append(self._row(row, kind, twice[k - first]))
                 except BadPayload as bad:
                     self._skip(row["id"], k, bad)
             first += table.num_rows
@@ -180,14 +182,13 @@ class _Conversion:
         notes = [f"{what} ({rows:,} row{'s' if rows > 1 else ''})" for what, rows in found[:SHOWN]]
         return [*notes, *([f"and {len(found) - SHOWN:,} more of this sort ({more:,} rows)"] if more else [])]
 
-    def _row(self, row: dict[str, Any], kind: Kind) -> dict[str, Any]:
-        """One row; the first row of an id keeps it."""
+    def _row(self, row: dict[str, Any], kind: Kind, twice: bool) -> dict[str, Any]:
+        """One row; the first row of an id keeps it: ``twice`` says that there was one."""
         if row["id"] is None:
             raise BadPayload("an id is null", "name every row, or pass --id none to number the rows")
-        if row["id"] in self._seen:
+        if twice:
             fix = "pass --id COLUMN for another column, or --id none to number the rows"
             raise BadPayload("an id is there twice", fix)
-        self._seen.add(row["id"])
         folder = Path(self.source.folder)
         try:
             file = kind.file_named(row, folder)
