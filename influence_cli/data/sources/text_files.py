@@ -24,6 +24,7 @@ from influence_cli.data.frames import is_missing
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.comments import comment_lines
 from influence_cli.data.sources.mixed_values import as_column
+from influence_cli.data.sources.spooled import Spooled
 from influence_cli.data.tables import refuse_twins
 from influence_cli.errors import ManifestError, UsageError, nearest
 from influence_cli.store.keys import parse_json
@@ -103,6 +104,8 @@ def _csv(path: Path, columns: Columns) -> TextTable:
     if path.stat().st_size <= HELD:
         held = list(read())
         read = lambda: iter(held)  # noqa: E731
+    else:
+        read = Spooled(read)
     comments = comment_lines(path, encoding, delimiter)
     taken = [f"lines before the names of columns, which begin with #, are comments ({comments})"] if comments else []
     usual = "\t" if path.suffix.lower() == ".tsv" else ","

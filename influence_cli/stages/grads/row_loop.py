@@ -124,8 +124,6 @@ def loop_over(
         raise
     writer.flush()
     watch.flushed()
-    for part in wanted if write is None and divided is None else ():
-        QUANTITIES[part.quantity].folder(run, session, part).compact(session.runtime.shard_rows)
     return Looped(len(needs), time.perf_counter() - started, bad_rows(run, session, rows, unusable), watch)
 
 
