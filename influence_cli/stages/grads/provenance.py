@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from influence_cli.data.manifest import Rows
-from influence_cli.data.row_checks import LATER
+from influence_cli.data.split_column import LATER
 from influence_cli.options import kept_values
 from influence_cli.stages.grads.curvature_report import curvature_report, negative_values
 from influence_cli.stages.grads.further_report import further_report

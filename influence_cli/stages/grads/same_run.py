@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.data.outside import allowing_outside, outside_allowed
-from influence_cli.data.row_checks import LATER, BadRow
+from influence_cli.data.row_checks import BadRow
+from influence_cli.data.split_column import LATER
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT
 from influence_cli.processes.group import Group, Job

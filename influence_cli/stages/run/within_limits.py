@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.data.row_checks import LATER
+from influence_cli.data.split_column import LATER
 from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.options import kept_values
 from influence_cli.settings import GradSpec, Limits
