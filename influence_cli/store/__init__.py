@@ -94,6 +94,11 @@ class Store:
         """What it is called in plans: its root, or the address that this is the copy of."""
         return called(self.root)
 
+    @property
+    def at_an_address(self) -> bool:
+        """Whether its files are put somewhere else as they are written, where none is taken away."""
+        return self._mirror is not None
+
     def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
         fetch = (lambda _: None) if self._mirror is None else self._mirror.file
         return FileFolder(self.root / kind, self.listener, self._place.claim, again, what, fetch)

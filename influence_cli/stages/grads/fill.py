@@ -111,7 +111,7 @@ def _fill_member(run: Run, session: Session, work: Work, at: MemberModel, look: 
         precondition(run, session, at, work.preconditioned)
     for name in work.passes:
         run = run.without(run_pass(name, run, session, work, at, look).bad)
-        for part in work.in_pass(name):
+        for part in () if session.store.at_an_address else work.in_pass(name):
             QUANTITIES[part.quantity].folder(run, session, part).compact(session.runtime.shard_rows)
     if at.point is not at.exact:
         measure_agreement(run, session, at)
