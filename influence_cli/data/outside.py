@@ -45,7 +45,7 @@ class Inside:
     """What lies in a folder, links followed; a link in the place of the folder itself is the folder it leads to."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = os.path.realpath(folder)
+        self.folder, self.root = folder, os.path.realpath(folder)
         self._real: dict[str, str] = {}  # folders, as they are named, which many files share
 
     def holds(self, path: Path) -> bool:
@@ -65,4 +65,6 @@ class Inside:
             return None
         from influence_cli.data.kinds.protocol import BadPayload  # every command imports this file, --help too
 
-        return BadPayload(f"{path} is not in the folder of what names it ({self.root})", FIX)
+        named = os.path.abspath(path).startswith(os.path.abspath(self.folder).rstrip(os.sep) + os.sep)
+        leads = f" leads by a link to {os.path.realpath(path)}, which" if named else ""
+        return BadPayload(f"{path}{leads} is not in the folder of what names it ({self.root})", FIX)

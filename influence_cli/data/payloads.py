@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.data.kinds.protocol import BadPayload, Kind, Payload, read_file
 from influence_cli.data.outside import Inside
 from influence_cli.data.row_checks import RowChecks
-from influence_cli.data.tables import read_batches
+from influence_cli.data.tables import read_batches, read_schema
 from influence_cli.errors import ManifestError
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, Keys, keys_of_rows, stack
@@ -28,6 +28,15 @@ def payload_batches(files: Sequence[Path], kind: Kind) -> Iterator[tuple[int, pa
         for batch in read_batches(file, kind.batch_rows, list(kind.columns)):
             yield first, batch
             first += batch.num_rows
+
+
+def rows_outside(files: Sequence[Path], kind: Kind, folder: Path) -> int:
+    """How many rows name files outside of a folder: whoever reads them there has to allow it (see ``outside``)."""
+    if not files or not kind.by_path(read_schema(files[0])):
+        return 0
+    inside = Inside(folder)
+    stored = (s for _, batch in payload_batches(files, kind) for s in kind.stored(batch, folder))
+    return sum(isinstance(s, Path) and not inside.holds(s) for s in stored)
 
 
 def read_payload(stored: Payload | Path | None, where: Callable[[], str]) -> Payload:

@@ -21,7 +21,7 @@ from influence_cli.data.sources.comments import comment_lines
 from influence_cli.data.sources.text_files import csv_form
 from influence_cli.errors import UsageError
 from influence_cli.exports.matched import MatchedLines, match_lines, spellings, weight_column
-from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows
+from influence_cli.exports.protocol import OUTSIDE, ExportJob, Prepared, plain_rows
 
 _BOM, UTF8 = b"\xef\xbb\xbf", ("utf-8", "utf-8-sig", "utf8")
 _SUSPECT = {b"=", b"+", b"-", b"@", b"\t", b"\r", b"\n", b"'", b'"', b"\xef"}  # how a formula's raw field may begin
@@ -137,7 +137,7 @@ def _edited(lines: MatchedLines, header: Record, records: list[Record], notes: l
             fields[image_at] = _rewritten(fields[image_at], lines.rebased, delimiter)
         edited.append(fields)
     if image_at is not None:
-        notes.append(f"relative paths in column {lines.image} count from {job.place.parent} now")
+        notes.append(f"relative paths in column {lines.image} count from {job.place.parent} now; {OUTSIDE}")
     edited, formulas = _guarded(edited, delimiter)
     notes += [said(formulas)] if formulas else []
     ends = [header.end, *(records[k].end or header.end for k in kept)]

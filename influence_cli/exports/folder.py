@@ -41,8 +41,12 @@ def prepare(job: ExportJob) -> Prepared:
     if job.link not in LINKS:
         raise UsageError(f"--link {job.link!r} is unknown", fix=nearest(job.link, list(LINKS)))
     names = _class_folders(job)
-    places, renamed = _places(job, names)
+    places, renamed, linked = _places(job, names)
     notes = [f"{renamed:,} files have the name of another of their class: a number was added"] if renamed else []
+    if linked and job.link == "symbolic":
+        notes.append(
+            "its images are links to files elsewhere: --allow-outside reads them; --link hard or copy needs none"
+        )
     empty = sorted(set(names.values()) - {names[int(c)] for c in edited.labels[edited.keep]})
     if empty:
         notes.append(f"no row is left of: {', '.join(empty)}")
@@ -83,14 +87,19 @@ def _unusable(name: str) -> str:
     return "it is too long" if len(name.encode()) > _LONGEST else ""
 
 
-def _places(job: ExportJob, classes: dict[int, str]) -> tuple[dict[int, str], int]:
-    """Where every row that is left stands, and how many got a number; those that stay where they are come first."""
+def _places(job: ExportJob, classes: dict[int, str]) -> tuple[dict[int, str], int, bool]:
+    """Where every row that is left stands, how many got a number, and whether files are named in place of images.
+
+    Rows that stay where they are come first.
+    """
     manifest, labels = job.edited.manifest, job.edited.labels
     origin = job.made_from("folder")
     taken = _Taken()
     moved: list[tuple[int, str, str]] = []
     out: dict[int, str] = {}
+    linked = False
     for row, value, name in stored(job):
+        linked |= isinstance(value, Path)
         known = None if origin is None else _source_place(manifest.ids[row], origin.splits, set(classes.values()))
         class_name = classes[int(labels[row])]
         if known is not None and known[1] == class_name:
@@ -106,7 +115,7 @@ def _places(job: ExportJob, classes: dict[int, str]) -> tuple[dict[int, str], in
         out[row] = taken.free(head, rest)
         renamed += out[row] != f"{head}/{rest}"
         taken.add(out[row])
-    return out, renamed
+    return out, renamed, linked
 
 
 def _source_place(row_id: str, splits: bool, classes: set[str]) -> tuple[tuple[str, ...], str, str] | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from influence_cli.errors import ManifestError
 from influence_cli.exports.matched import MatchedLines, match_lines, spellings, weight_column
-from influence_cli.exports.protocol import ExportJob, Prepared, plain_rows
+from influence_cli.exports.protocol import OUTSIDE, ExportJob, Prepared, plain_rows
 
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # control characters in texts stay as they are
@@ -60,7 +60,7 @@ def _prepared(job: ExportJob, form: str) -> Prepared:
     records = read_objects(source)
     names = list(dict.fromkeys(n for record in records for n in record.spans))
     lines = match_lines(job, origin, source, len(records), "object")
-    moved = [f"relative paths in {lines.image} count from {job.place.parent} now"] if lines.moved else []
+    moved = [f"relative paths in {lines.image} count from {job.place.parent} now; {OUTSIDE}"] if lines.moved else []
     return _lines(_edited(lines, records, names), [*lines.rows.notes, *moved], form)
 
 

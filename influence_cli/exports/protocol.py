@@ -21,6 +21,7 @@ from influence_cli.data.payloads import payload_batches
 from influence_cli.data.sources.origin import Origin
 from influence_cli.errors import ManifestError, UsageError
 
+OUTSIDE = "commands that read files outside of that folder take --allow-outside"
 LINKS = ("symbolic", "hard", "copy")
 
 

@@ -13,6 +13,15 @@ def estimates_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"column": name, **said} for name, said in facts.items() if "wrong_labels" in said]
 
 
+def may_be_none(estimate: dict[str, Any]) -> bool:
+    """Whether the interval of the number of wrong labels reaches 0, to the nearest row.
+
+    >>> may_be_none({"interval": [0.2, 3.0]}), may_be_none({"interval": [0.5, 3.0]})
+    (True, False)
+    """
+    return estimate["interval"][0] < 0.5
+
+
 def wrong_labels_said(estimate: dict[str, Any], classes: tuple[str, ...] | None = None) -> str:
     """The estimate with its interval, and the pair of classes that it is of most often.
 

@@ -23,7 +23,7 @@ def check_putting(place: str) -> bool:
         what = "nothing is written to hf:// addresses"
         raise UsageError(what, where=place, fix="write a file here, and upload it: huggingface-cli upload")
     try:
-        info = tried(lambda: address.system.get_file_info(address.path))
+        info = tried(lambda: address.system.get_file_info(address.path), first=True)
         bucket = tried(lambda: address.system.get_file_info(address.path.partition("/")[0]))
     except Exception as error:
         raise refusal("cannot look for it", address, error) from error

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -37,6 +38,11 @@ SECRETS = (
 PART = 1 << 23  # bytes that are asked for at once
 TRIES = 5  # of a part, or of a file that is put, before it is given up
 PAUSE = 0.2  # seconds before the second try; twice as long before each further one
+GOOGLE_TRIES = 20.0  # seconds for which Google's library goes on trying by itself, each time that it is asked
+HOPELESS = re.compile(  # in errors of a first look that another would meet too; the libraries have tried by themselves
+    r"Could not (resolve host|connect to server|create a OAuth2 access token)|ACCESS_DENIED|NO_SUCH_BUCKET|"
+    r"INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|PERMISSION_DENIED|UNAUTHENTICATED"
+)
 SETTLED = 2.0  # seconds after which an object of the same size and time is the same: times have whole seconds
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 FIX = {
@@ -98,7 +104,7 @@ def _file_system(scheme: str, bucket: str) -> FileSystem:
     from pyarrow import fs
 
     if scheme == "gs":
-        return fs.GcsFileSystem()
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GOOGLE_TRIES))  # by itself a quarter of an hour
     if scheme == "hf":
         from huggingface_hub import HfFileSystem
 
@@ -130,14 +136,19 @@ def refusal(what: str, address: Address, error: BaseException) -> UsageError:
     return UsageError(f"{what} ({why})", where=address.place, fix=FIX[address.scheme])
 
 
-def tried(work: Callable[[], T]) -> T:
-    """What the work gives; where it fails, again after a while, a few times."""
+def tried(work: Callable[[], T], first: bool = False) -> T:
+    """What the work gives; where it fails, again after a while, a few times.
+
+    A first look at an address is given up at once where nothing speaks for another.
+    """
     pause = PAUSE
     for left in reversed(range(TRIES)):
         try:
             return work()
         except Exception as error:
             if left == 0 or isinstance(error, FileNotFoundError | UsageError) or disk_full(error):
+                raise
+            if first and HOPELESS.search(str(error)):
                 raise
             time.sleep(pause)
             pause *= 2
@@ -200,7 +211,7 @@ def fetched(place: str) -> Path:
     """
     address, asked = parsed(place), time.time()
     try:
-        objects, folder = tried(lambda: _listed(address))
+        objects, folder = tried(lambda: _listed(address), first=True)
     except Exception as error:
         raise refusal("cannot look for it", address, error) from error
     if not objects:

@@ -152,3 +152,61 @@ def test_devices_are_refused_wherever_they_are(tmp_path: Path) -> None:
     with allowing_outside(True), pytest.raises(ManifestError, match="a device, not a regular file"):
         open_manifest(folder / "m.parquet")
     shutil.rmtree(folder)
+
+
+def test_a_link_in_the_folder_says_where_it_leads(tmp_path: Path) -> None:
+    folder = place(tmp_path, "in.png", "away.png")
+    (folder / "away.png").symlink_to(tmp_path / "out.png")
+    with pytest.raises(ManifestError, match=r"away.png leads by a link to .*/out.png, which is not in the folder"):
+        open_manifest(folder / "m.parquet")
+
+
+def scored_by_path(tmp_path: Path) -> None:
+    """Images in ``photos``, their manifest ``m.parquet`` beside it, and its scores ``s.parquet``."""
+    (tmp_path / "photos").mkdir()
+    for k in range(42):
+        (tmp_path / "photos" / f"{k}.png").write_bytes(png(np.full((4, 4), k)))
+    named = [f"photos/{k}.png" for k in range(42)]
+    splits = ["train"] * 40 + ["val"] * 2
+    table = {"id": [str(k) for k in range(42)], "path": named, "label": [k % 2 for k in range(42)], "split": splits}
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    asked = ("--method", "random", "--no-store", "-o", "s.parquet")
+    ran = call_cli("score", "m.parquet", "--model", "mlp:4", *asked, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "--allow-outside" not in ran.err
+
+
+def test_edits_written_elsewhere_say_what_reads_them_and_the_next_command_has_it(tmp_path: Path) -> None:
+    scored_by_path(tmp_path)
+    asked = ("curate", "s.parquet", "--budget", "1")
+    here = call_cli(*asked, "-o", "clean.parquet", "--edits", "e.parquet", cwd=tmp_path)
+    assert here.code == 0, here.err
+    assert "--allow-outside" not in here.err
+    away = call_cli(*asked, "-o", "out/clean.parquet", cwd=tmp_path)
+    said = " ".join(away.err.split())
+    assert "41 rows of out/clean.parquet name files outside of its folder: pass --allow-outside" in said
+    assert "--allow-outside" in said.partition("influence retrain out/clean.parquet")[2]
+    read = ("cache", "key", "--keep", "out/clean.parquet")
+    assert call_cli(*read, cwd=tmp_path).code == 2
+    assert call_cli(*read, "--allow-outside", cwd=tmp_path).code == 0
+    score = ("score", "out/clean.parquet", "--target", "m.parquet", "--model", "mlp:4", "--method", "random")
+    again = call_cli(*score, "--no-store", "--allow-outside", "-o", "t.parquet", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert "curate t.parquet --allow-outside" in " ".join(again.err.split())
+    undo = ("curate", "e.parquet", "--undo", "--manifest", "clean.parquet", "-o", "back/m.parquet")
+    assert "42 rows of back/m.parquet name files outside" in " ".join(call_cli(*undo, cwd=tmp_path).err.split())
+    with allowing_outside(True):
+        asked_so = call_cli(*asked, "-o", "further/clean.parquet", "--allow-outside", cwd=tmp_path)
+    assert "name files outside" not in asked_so.err
+
+
+@pytest.mark.parametrize(("link", "told"), [("symbolic", True), ("copy", False)])
+def test_an_export_of_links_says_what_reads_it(tmp_path: Path, link: str, told: bool) -> None:
+    scored_by_path(tmp_path)
+    asked = ("curate", "s.parquet", "--budget", "1", "--export", "new", "--export-as", "folder", "--link", link)
+    ran = call_cli(*asked, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert ("--allow-outside" in ran.err) is told
+    made = ("manifest", "new", "-o", "made.parquet")
+    assert call_cli(*made, cwd=tmp_path).code == (2 if told else 0)
+    assert call_cli(*made, *["--allow-outside"] * told, cwd=tmp_path).code == 0

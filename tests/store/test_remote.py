@@ -255,3 +255,23 @@ def test_what_is_no_store_is_not_written_to_and_several_processes_need_files_tha
     assert (ran.code, "no store" in ran.err) == (2, True), ran.err
     with mock.patch.dict(os.environ, {"WORLD_SIZE": "2"}), pytest.raises(UsageError, match="several processes"):
         mirror.mirrored(address("store"))
+
+
+@pytest.mark.parametrize(
+    ("why", "times"),
+    [("curlCode: 6, Could not resolve host: b.example", 1), ("the connection was reset", remote.TRIES)],
+)
+def test_a_first_look_is_not_repeated_where_another_would_say_the_same(
+    why: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    def listed(address: remote.Address) -> None:
+        looked.append(address.path)
+        raise OSError(why)
+
+    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote, "_listed", listed)
+    with pytest.raises(UsageError, match="cannot look for it"):
+        fetched("s3://bucket/train.parquet")
+    assert len(looked) == times

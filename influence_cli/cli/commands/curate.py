@@ -53,12 +53,13 @@ def curate(settings: Settings) -> int | None:
     if result.report and not result.dry_run:
         _write_report(settings, result, curated, source)
     export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
+    outside = False
     if not result.dry_run:
-        _write(result, outputs, curated, export)
+        outside = _write(result, outputs, curated, export)
         _write_bins(curated)
     elif export is not None:
         terminal().note(f"would be: {export.sentence()}")
-    _show_next(settings, result, outputs, curated, source)
+    _show_next(settings, result, outputs, curated, source, ["--allow-outside"] if outside else [])
     return None
 
 
@@ -83,7 +84,7 @@ def _remembered(settings: Settings) -> StoredFileKeys | None:
 
 
 def _show_next(
-    settings: Settings, result: ResultOptions, outputs: CurateOutputs, curated: Curated, source: str
+    settings: Settings, result: ResultOptions, outputs: CurateOutputs, curated: Curated, source: str, read: list[str]
 ) -> None:
     """What to run after the edits: training with and without them, or first writing them."""
     from influence_cli.cli.show.training_words import UNKNOWN_MODEL, test_words, training_words
@@ -104,7 +105,7 @@ def _show_next(
     groups = [column for column in scored_groups(origin) if column in curated.scores.group_columns]
     words = training_words(origin, groups[0] if groups else None)
     words += ["--label", label] if label != "label" else []
-    words += settings.repeated_of("allow_outside")
+    words += settings.repeated_of("allow_outside") or read
     words += ["--skip-bad"] if settings.values["skip_bad"] and "--skip-bad" not in words else []
     tested = test_words(origin)
     words += tested
@@ -146,13 +147,16 @@ def _check_outputs(result: ResultOptions, outputs: CurateOutputs, bins: str | No
             check_suffix(path, suffixes)
 
 
-def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, export: Export | None) -> None:
-    """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown."""
+def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, export: Export | None) -> bool:
+    """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown.
+
+    Returns whether rows of the manifest that was written name files outside of its folder.
+    """
     from influence_cli.data.earlier import EDITS
     from influence_cli.data.write_tables import write_table
-    from influence_cli.stages.curate.written_manifest import write_curated
+    from influence_cli.stages.curate.written_manifest import said_of_files_outside, write_curated
 
-    out = terminal()
+    out, outside = terminal(), None
     if export is not None:
         export.write()
         out.note(export.sentence())
@@ -164,8 +168,12 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
     if result.output:
         rows = write_curated(curated, result.output)
         out.note(f"{rows:,} train rows written to {result.output}")
+        outside = said_of_files_outside(curated.scores.manifest, result.output)
+        if outside is not None:
+            out.note(outside)
     if not (result.output or outputs.edits or export or curated.request.bins):
         print_rows(result, curated.table(), classes=curated.scores.manifest.classes)
+    return outside is not None
 
 
 def _write_bins(curated: Curated) -> None:
@@ -205,7 +213,7 @@ def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, re
 def _undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> None:
     """Write the manifest as it was before a table of edits; UsageError where more or less is asked for."""
     from influence_cli.stages.curate.undo import plan_undo
-    from influence_cli.stages.curate.written_manifest import write_restored
+    from influence_cli.stages.curate.written_manifest import said_of_files_outside, write_restored
 
     if outputs.gate or outputs.edits or outputs.export:
         raise UsageError("--undo writes the manifest as it was, and nothing else", fix="leave the other outputs out")
@@ -221,3 +229,6 @@ def _undo(settings: Settings, result: ResultOptions, outputs: CurateOutputs) -> 
         return
     rows = write_restored(undoing, result.output)
     terminal().note(f"{done}; {rows:,} rows written to {result.output}")
+    outside = said_of_files_outside(undoing.curated, result.output)
+    if outside is not None:
+        terminal().note(outside)

@@ -50,7 +50,7 @@ def grads(settings: Settings) -> None:
     show_skipped(run.left_out)
     put_table(result, table, kind_of(settings, "output"), sort_by="loss", descending=True, classes=run.classes)
     if carries_origin(result.output):
-        show_next("score", result.output, "-o", "scores.parquet")
+        show_next("score", result.output, *settings.repeated_of("allow_outside"), "-o", "scores.parquet")
 
 
 def score(settings: Settings) -> None:
@@ -111,6 +111,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     """What to run on scores: edits by them, of as many rows as are estimated to be wrong, or first writing them."""
     from influence_cli.data.tables import provenance
     from influence_cli.methods import AUTO
+    from influence_cli.report.wrong_labels import estimates_of, may_be_none
 
     if settings.source is None or settings.source == "-" or result.output == "-":
         return
@@ -119,10 +120,13 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     columns, origin = table.column_names, provenance(table.schema)
     by = next((name for name in columns if name.startswith("score_")), None) if "score" not in columns else None
     estimated = carries_origin(result.output) and origin.get("score_is") == f"score_{AUTO}" and origin[AUTO]["trusted"]
+    if estimated:
+        estimated = not any(may_be_none(e) for e in estimates_of(origin) if e["column"] == f"score_{AUTO}")
     words = [] if by is None else ["--by", by]
     if not carries_origin(result.output):  # no provenance, which names manifest and label
         words += ["--manifest", settings.values["manifest"] or settings.source]
-        words += settings.repeated_of("label", "skip_bad", "allow_outside")
+        words += settings.repeated_of("label", "skip_bad")
+    words += settings.repeated_of("allow_outside")  # which no table says
     return show_next("curate", result.output, *words, "--budget", AUTO if estimated else "5%", "-o", "clean.parquet")
 
 

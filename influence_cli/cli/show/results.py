@@ -31,6 +31,8 @@ def show_evaluation(
         plant = "" if "canaries" in found else ", or plant canaries with `retrain --canaries 5%`"
         ways = f"name a column with --clean-label, or ids with --known-bad{plant}"
         out.note(f"no truth is known, so detection is left out: {ways}")
+    for line in _without_scores(found):
+        out.warn(line)
     for entry in found.get("wrong_labels", []):
         out.note(entry["said"])
     for entry in found.get("canaries", []):
@@ -42,6 +44,18 @@ def show_evaluation(
     if (words := next_of_evaluate(found, sources, asked)) is not None:
         say_seconds(words, asked)
         show_next(*words)
+
+
+def _without_scores(found: Figures) -> list[str]:
+    """A warning for columns that have no score for some rows of known truth: their figures are of the others."""
+    known, columns = found.get("known_rows", 0), dict[int, list[str]]()
+    for name, figures in (found.get("detection") or {}).items():
+        if figures["rows"] < known:
+            columns.setdefault(figures["rows"], []).append(name)
+    return [
+        f"{', '.join(names)}: {rows:,} of {known:,} rows of known truth have a score, and the figures are of these"
+        for rows, names in columns.items()
+    ]
 
 
 def put_figures(

@@ -7,11 +7,12 @@ from typing import Any
 
 from influence_cli.data.tables import shown
 from influence_cli.errors import UsageError
-from influence_cli.report.wrong_labels import estimates_of
+from influence_cli.report.wrong_labels import estimates_of, may_be_none
 from influence_cli.stages.curate.request import AUTO, CurateRequest
 from influence_cli.stages.curate.score_table import ScoreTable
 
 Told = dict[str, Any]
+CANARIES = "canaries"
 SCORE = "influence score MANIFEST --checkpoint RUN --method auto"
 
 
@@ -30,8 +31,8 @@ def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest
     if request.action == "reweight":
         raise UsageError("reweight touches every scored row and takes no budget", fix="leave --budget out")
     told = _of_canaries(request) or _of_columns(scores, shown(request.scores))
-    if told["interval"][0] < 0.5:  # to the nearest row
-        what = f"{told['by']} estimates {told['rows']:,.0f} wrong labels, and its 95% interval reaches 0: "
+    if may_be_none(told):
+        what = f"{_who(told['by'])} {told['rows']:,.0f} wrong labels, and its 95% interval reaches 0: "
         what += f"there may be none (0 to {told['interval'][1]:,.0f})"
         raise UsageError(
             what, where=shown(request.scores), fix="look at the lowest rows, or give a number: --budget 5%"
@@ -48,14 +49,19 @@ def said(told: Told) -> str:
     """
     low, high = told["interval"]
     return (
-        f"--budget auto: {told['rows']:,} rows, the number of wrong labels that {told['by']} estimates "
+        f"--budget auto: {told['rows']:,} rows, the number of wrong labels that {_who(told['by'])} "
         f"(95% interval {low:,.0f} to {high:,.0f})"
     )
 
 
+def _who(by: str) -> str:
+    """What estimates, with its verb."""
+    return f"{by} estimate" if by == CANARIES else f"{by} estimates"
+
+
 def _of_canaries(request: CurateRequest) -> Told | None:
     cut = request.cut
-    return None if cut is None else {"rows": cut.wrong_rows, "interval": list(cut.wrong_interval), "by": "canaries"}
+    return None if cut is None else {"rows": cut.wrong_rows, "interval": list(cut.wrong_interval), "by": CANARIES}
 
 
 def _of_columns(scores: ScoreTable, where: str) -> Told:

@@ -29,7 +29,13 @@ from influence_cli.stages.curate.auto_budget import with_rows
 from influence_cli.stages.curate.bins import ACT, Bins, binned
 from influence_cli.stages.curate.neighbours import with_neighbours
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import ScoreTable, guarded_groups, read_scores, scored_groups
+from influence_cli.stages.curate.score_table import (
+    ScoreTable,
+    guarded_groups,
+    planted_labels,
+    read_scores,
+    scored_groups,
+)
 from influence_cli.store.shards import as_arrow
 
 Ints = NDArray[np.int64]
@@ -194,6 +200,7 @@ def summarise(curated: Curated) -> dict[str, Any]:
         "edited": int(edited.sum()),
         "notes": list(edits.notes),
         "warnings": [
+            *_unscored(curated),
             *_lopsided(classes, int(edited.sum()), len(train), train.manifest.classes),
             *_emptied(classes, train.manifest.classes),
         ],
@@ -221,6 +228,18 @@ def summarise(curated: Curated) -> dict[str, Any]:
             assert after is not None
             summary["right_after_relabel"] = float((known & ~after[0])[edited].mean())
     return summary
+
+
+def _unscored(curated: Curated) -> list[str]:
+    """A warning where rows have no score, canaries aside: no edit can be of them, and a budget in % counts them."""
+    scores = curated.scores
+    without = ~np.isfinite(scores.scored.score) & (planted_labels(scores.table) < 0)
+    if curated.request.decisions is not None or not without.any():
+        return []
+    limited = any(entry["what"] == "rows" for entry in scores.provenance.get("given_up", ()))
+    why = " (limits left them for later: run `influence score` as before to go on)" if limited else ""
+    rows = f"{int(without.sum()):,} of {len(without):,} train rows"
+    return [f"{rows} have no score{why} and stay as they are; a budget in % is of all rows"]
 
 
 def chi_square(labels: Ints, edited: NDArray[np.bool_]) -> dict[str, float] | None:

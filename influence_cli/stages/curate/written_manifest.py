@@ -18,6 +18,8 @@ from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.locators import written_to
 from influence_cli.data.manifest import Manifest
 from influence_cli.data.outputs import Output, check_outputs, writing
+from influence_cli.data.outside import outside_allowed
+from influence_cli.data.payloads import rows_outside
 from influence_cli.data.sources.origin import moved_origin
 from influence_cli.data.tables import PROVENANCE_KEY, read_batches, read_schema, with_provenance
 from influence_cli.errors import UsageError
@@ -46,6 +48,19 @@ def write_curated(curated: Curated, output: str) -> int:
     check_outputs([Output("-o", output, CURATED)], [*curated.scores.manifest.files, curated.request.scores])
     with writing(output, CURATED) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         return _write(_edited(curated, folder, output), sink)
+
+
+def said_of_files_outside(manifest: Manifest, output: str) -> str | None:
+    """What a copy of a manifest takes to be read where it was written; None: no more than the manifest itself took."""
+    if outside_allowed() or output == "-" or is_remote(output):
+        return None
+    folder = Path(output).parent
+    same = folder.resolve() == manifest.folder.resolve()
+    rows = 0 if same else rows_outside([Path(output)], manifest.payload_kind, folder)
+    if not rows:
+        return None
+    fix = f"pass --allow-outside to what reads it, or write it into the folder of {manifest.source}"
+    return f"{rows:,} rows of {output} name files outside of its folder: {fix}"
 
 
 def write_restored(undoing: Undoing, output: str) -> int:

@@ -11,7 +11,7 @@ from influence_cli.settings import Runtime
 from influence_cli.stages.curate.bins import needs_canaries
 from influence_cli.stages.curate.curate import Curated, curate
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.written_manifest import write_curated
+from influence_cli.stages.curate.written_manifest import said_of_files_outside, write_curated
 
 
 def curate_and_write(
@@ -35,6 +35,9 @@ def curate_and_write(
     curated = curate(request)
     if output is not None:
         write_curated(curated, output)
+        outside = said_of_files_outside(curated.scores.manifest, output)
+        if outside is not None:
+            listener.note(outside)
     if request.bins is not None and curated.bins is not None:
         write_table(curated.bins.table(curated.scores), request.bins, BINS)
     return curated

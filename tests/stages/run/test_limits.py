@@ -69,6 +69,9 @@ def test_rows_that_do_not_fit_are_left_for_later_and_the_same_command_goes_on(
     assert (
         pq.read_table(tmp_path / "c.parquet").num_rows == pq.read_table(digits).num_rows - 5
     )  # no unscored row is lost
+    assert f"{200 - taken.sum():,} of 200 train rows have no score (limits left them" in " ".join(edits.err.split())
+    judged = call_cli("evaluate", "first.parquet", "--budget", "5", cwd=tmp_path)
+    assert f"{taken.sum():,} of 200 rows of known truth have a score" in " ".join(judged.err.split())
 
     again = call_cli(*asked, "-o", "again.parquet", cwd=tmp_path)
     assert "given up" not in again.err
