@@ -200,7 +200,7 @@ def test_canaries_give_the_budget_where_they_are_asked(tmp_path: Path) -> None:
     here = score_with_canaries(tmp_path, 300, 60, "--method", "auto", "--method", "loss")
     ran = call_cli("curate", "s.parquet", "--by", "auto", "--budget", "auto", "-n", "--json", cwd=here)
     assert ran.code == 0, ran.err
-    assert "the number of wrong labels that canaries estimates" in ran.err
+    assert "the number of wrong labels that canaries estimate" in ran.err
 
 
 def test_without_target_rows_the_labels_alone_tell(tmp_path: Path) -> None:
