@@ -30,6 +30,6 @@ def test_16_bits_become_the_nearest_8_and_fractions_are_refused() -> None:
     found = np.asarray(in_8_bits(Image.fromarray(deep)))
     assert found.tolist() == np.rint(deep.astype(float) * 255 / 65535).astype(int).tolist()
     assert np.asarray(in_8_bits(Image.fromarray(np.array([[0.0, 255.0]], np.float32)))).tolist() == [[0, 255]]
-    with pytest.raises(BadPayload, match="floating-point numbers from 0 to 0.5, of no known range"):
+    with pytest.raises(BadPayload, match=r"floating-point numbers from 0 to 0\.5, of no"):
         in_8_bits(Image.fromarray(np.array([[0.0, 0.5]], np.float32)))
     assert np.asarray(in_8_bits(Image.fromarray(np.array([[0, 1]], np.int32)))).tolist() == [[0, 1]]
