@@ -50,7 +50,7 @@ from influence_cli.store.mirror import called, mirror_of
 from influence_cli.store.notes import read_note, read_revisions, write_note
 from influence_cli.store.place import Place, check_place, store_root
 from influence_cli.store.shards import Arrays, ShardFolder, Sought
-from influence_cli.store.single_files import FileFolder
+from influence_cli.store.single_files import FileFolder, at_hand
 
 __all__ = ["FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
 
@@ -100,7 +100,7 @@ class Store:
         return self._mirror is not None
 
     def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
-        fetch = (lambda _: None) if self._mirror is None else self._mirror.file
+        fetch = at_hand if self._mirror is None else self._mirror.file
         return FileFolder(self.root / kind, self.listener, self._place.claim, again, what, fetch)
 
     def _folder(self, kind: str, name: str) -> Path:

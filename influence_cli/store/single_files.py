@@ -19,6 +19,10 @@ from influence_cli.store.shards import Arrays, Claim
 Value = TypeVar("Value")
 
 
+def at_hand(_: Path) -> None:
+    """Nothing has to be fetched: the store is on this machine."""
+
+
 class FileFolder:
     """The files of one kind by fingerprint.  Reading verifies checksums; writing needs no lock.
 
@@ -28,7 +32,7 @@ class FileFolder:
 
     def __init__(
         self, path: Path, listener: Listener, claim: Claim, again: str = "computed again", what: str | None = None,
-        fetch: Callable[[Path], None] = lambda _: None,
+        fetch: Callable[[Path], None] = at_hand,
     ) -> None:  # fmt: skip
         self.path, self.listener, self._claim, self._again, self._what = path, listener, claim, again, what
         self._fetch = fetch  # a file that is asked for, where the store is at an address

@@ -1,15 +1,19 @@
 """Several processes under torchrun: their scores, their time, what a killed one costs, and training together.
 
-    python tests/benchmarks/spread.py OUT [--data ../shared/data/cifar10n] [--rows 25000] [--rounds 3]
+    python tests/benchmarks/spread.py OUT --page tests/benchmarks/results/spread.md [--data ../shared/data/cifar10n]
 
-Needs the CIFAR-10N manifests (train, val, test).  Every process has one thread.  Prints the tables of results/spread.md
-and fails where a score or a shard is not what it must be.  An hour and a half on two cores that nothing else uses;
-``--only scores``, ``kills`` or ``training`` is a part of it.
+Needs the CIFAR-10N manifests (train, val, test).  Every process has one thread.  Prints its tables, writes them to
+``--page`` too, and fails where a score or a shard is not what it must be.  An hour and a half on two cores that nothing
+else uses; ``--only scores kills training`` names parts of it, ``--rows 300 --val 100 --trained-rows 100 --rounds 1
+--epochs 1 --seeds 1 --input-size 16`` shows in minutes that it works.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
+import io
 import json
 import os
 import re
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.alternating import alternate
 
 KILLS = 3
+PARTS = ("scores", "kills", "training")
+SHOWN = ("rows", "val", "rounds", "trained_rows", "epochs", "seeds", "input_size", "batch_size")  # of the command
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -166,20 +173,61 @@ def training(out: Path, manifest: Path, model: str, epochs: int, seeds: int, *mo
     print(f"| {model} | seconds | {seconds[1]:.0f} | {seconds[2]:.0f} | {seconds[2] / seconds[1]:.2f} of one | |")
 
 
+class Both(io.TextIOBase):
+    """What is printed, kept too."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.text = stream, io.StringIO()
+
+    def write(self, text: str) -> int:
+        """To both."""
+        self.stream.write(text)
+        self.stream.flush()
+        return self.text.write(text)
+
+
+def head(asked: argparse.Namespace) -> str:
+    """What the page begins with: how it was made, where and when."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in vars(asked).items() if name in SHOWN and value]
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "a processor")
+    return f"""# Several processes under torchrun
+
+| what | |
+|---|---|
+| command | `python tests/benchmarks/spread.py OUT --page tests/benchmarks/results/spread.md {" ".join(words)}` |
+| recorded | commit {commit}, {datetime.datetime.now(datetime.UTC).date()}; parts: {", ".join(asked.only)} |
+| machine | {os.cpu_count()} cores of {cpu}, one thread a process |
+| needs | the CIFAR-10N manifests |
+"""
+
+
 def main() -> None:
-    """Run the parts that are asked for."""
+    """Run the parts that are asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10n"))
     parser.add_argument("--rows", type=int, default=25_000)
+    parser.add_argument("--val", type=int, help="target rows [default: all]")
+    parser.add_argument("--page", type=Path, help="write the tables here, with how they were made")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trained-rows", type=int, default=2_000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--input-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, help="of scoring (speed only)")
-    parser.add_argument("--only", choices=("scores", "kills", "training"))
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     asked = parser.parse_args()
+    with contextlib.redirect_stdout(Both(sys.stdout)) as said:
+        measure(asked)
+    if asked.page is not None:
+        asked.page.write_text(head(asked) + said.text.getvalue())
+
+
+def measure(asked: argparse.Namespace) -> None:
+    """Run the parts that are asked for, and print their tables."""
     out = asked.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
 
@@ -189,19 +237,21 @@ def main() -> None:
 
     torch.manual_seed(0)
     torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), out / "weights.pt")
-    pq.write_table(pa.concat_tables([rows("train", "train", asked.rows), rows("val", "val")]), out / "rows.parquet")
+    pq.write_table(
+        pa.concat_tables([rows("train", "train", asked.rows), rows("val", "val", asked.val)]), out / "rows.parquet"
+    )
     few = [rows("train", "train", asked.trained_rows), rows("val", "val", 500), rows("test", "test", 2_000)]
     pq.write_table(pa.concat_tables(few), out / "few.parquet")
     scoring: list[object] = ["score", out / "rows.parquet", "--model", "resnet18", "--input-size", asked.input_size]
     scoring += ["--checkpoint", out / "weights.pt", "--method", "ip", "--workers", 1]
     scoring += ["--batch-size", asked.batch_size] if asked.batch_size else []
-    if asked.only in (None, "scores"):
+    if "scores" in asked.only:
         times(out, scoring, asked.rounds)
-    if asked.only in (None, "kills"):
+    if "kills" in asked.only:
         if not (out / "by-1.parquet").exists():
             run(1, *scoring, "--store", out / "store-1", "-o", out / "by-1.parquet", log=out / "by-1.log")
         kills(out, scoring, scores_in(out / "by-1.parquet"))
-    if asked.only in (None, "training"):
+    if "training" in asked.only:
         print("\n| model | measure | one process, by seed | two processes | difference of means | sd over seeds |")
         print("|---|---|---|---|---|---|")
         training(out, out / "few.parquet", "mlp:64", asked.epochs, asked.seeds)
