@@ -32,8 +32,8 @@ from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.curate.score_table import (
     ScoreTable,
     guarded_groups,
-    planted_labels,
     read_scores,
+    said_of_rows_without_score,
     scored_groups,
 )
 from influence_cli.store.shards import as_arrow
@@ -231,15 +231,9 @@ def summarise(curated: Curated) -> dict[str, Any]:
 
 
 def _unscored(curated: Curated) -> list[str]:
-    """A warning where rows have no score, canaries aside: no edit can be of them, and a budget in % counts them."""
-    scores = curated.scores
-    without = ~np.isfinite(scores.scored.score) & (planted_labels(scores.table) < 0)
-    if curated.request.decisions is not None or not without.any():
-        return []
-    limited = any(entry["what"] == "rows" for entry in scores.provenance.get("given_up", ()))
-    why = " (limits left them for later: run `influence score` as before to go on)" if limited else ""
-    rows = f"{int(without.sum()):,} of {len(without):,} train rows"
-    return [f"{rows} have no score{why} and stay as they are; a budget in % is of all rows"]
+    """A warning where rows have no score; decisions name their rows, and need none."""
+    said = None if curated.request.decisions is not None else said_of_rows_without_score(curated.scores)
+    return [] if said is None else [said]
 
 
 def chi_square(labels: Ints, edited: NDArray[np.bool_]) -> dict[str, float] | None:

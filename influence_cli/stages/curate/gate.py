@@ -30,7 +30,7 @@ from influence_cli.stages.curate.known_rows import (
     rounded_up,
 )
 from influence_cli.stages.curate.request import GateRequest
-from influence_cli.stages.curate.score_table import ScoreTable, planted_labels
+from influence_cli.stages.curate.score_table import ScoreTable, left_for_later, planted_labels
 from influence_cli.stages.curate.slices import check_limits, rows_allowed, slices_of
 from influence_cli.stages.curate.verdict import Rule, Verdict, flagged_table
 from influence_cli.stages.score.noise import describe_noise, is_noise
@@ -192,7 +192,9 @@ def _not_looked_at(scores: ScoreTable, accepted: set[str], told_apart: bool) -> 
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:
     """New train rows, by their place in the manifest, that have no score, or were left out; and why."""
     manifest = scores.manifest
-    found = [(row, "its score is null") for row in scores.train.index[null].tolist()]
+    later = left_for_later(scores.provenance)
+    reason = f"its score is null ({later})" if later else "its score is null"
+    found = [(row, reason) for row in scores.train.index[null].tolist()]
     splits = manifest.table.column("split").to_pylist() if "split" in manifest.table.column_names else None
     for bad in manifest.bad:
         target = splits is not None and splits[bad.row] in ("val", "test")

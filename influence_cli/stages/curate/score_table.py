@@ -250,6 +250,26 @@ def planted_labels(table: pa.Table) -> NDArray[np.int64]:
     return np.broadcast_to(np.int64(-1), (table.num_rows,)) if planted is None else planted
 
 
+def left_for_later(provenance: dict[str, Any]) -> str:
+    """What a row of a run with limits that has no score waits for; empty where the run took all rows.
+
+    >>> left_for_later({"given_up": [{"what": "precision"}]}), left_for_later({"given_up": [{"what": "rows"}]})[:25]
+    ('', 'limits left it for later:')
+    """
+    limited = any(entry["what"] == "rows" for entry in provenance.get("given_up", ()))
+    return "limits left it for later: run `influence score` as before to go on" if limited else ""
+
+
+def said_of_rows_without_score(scores: ScoreTable) -> str | None:
+    """How many train rows no edit can be of, canaries aside, and why; None where all have a score."""
+    without = ~np.isfinite(scores.scored.score) & (planted_labels(scores.table) < 0)
+    if not without.any():
+        return None
+    why = left_for_later(scores.provenance).replace("left it", "left them")
+    rows = f"{int(without.sum()):,} of {len(without):,} train rows"
+    return f"{rows} have no score{f' ({why})' if why else ''} and stay as they are; a budget in % is of all rows"
+
+
 def _labels(table: pa.Table, name: str) -> NDArray[np.int64] | None:
     if name not in table.column_names:
         return None

@@ -26,7 +26,7 @@ from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
 from influence_cli.model.standardise import standardised_by
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
-from influence_cli.stages.curate.score_table import GROUP, groups_of, read_scores
+from influence_cli.stages.curate.score_table import GROUP, groups_of, read_scores, said_of_rows_without_score
 from influence_cli.stages.retrain.arms import Arm, base_arm, control_arms, curated_arm, described, proposals_of, without
 from influence_cli.stages.retrain.request import EditsRequest, RetrainRequest
 from influence_cli.stages.run.class_map import named_classes, with_class_order, with_outputs
@@ -214,7 +214,7 @@ def _check_outputs(arm: Arm, base: Rows, table: Manifest, spec: ModelSpec) -> No
         raise ManifestError(what, where=f"{table.source}, row id={base.ids[row]}", fix=fix)
 
 
-def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
+def scored_arms(request: EditsRequest, base: Rows, seed: int, listener: Listener = SILENT) -> list[Arm]:
     """An arm and its controls for every (columns, action, budget); reweighting touches all rows, whatever the budget.
 
     Raises:
@@ -229,6 +229,9 @@ def scored_arms(request: EditsRequest, base: Rows, seed: int) -> list[Arm]:
         rule = request.combine if len(by) > 1 else None
         asked = CurateRequest(request.scores, manifest=base.manifest, by=by, combine=rule, options=request.options)
         table = read_scores(asked)
+        without = said_of_rows_without_score(table)
+        if without is not None:
+            listener.warn(f"{table.column}: {without}")
         name = table.column if rule is None else rule
         scored = table.provenance.get("score_is") if name == "score" else name
         objective = table.provenance.get("objective_of", {}).get(scored)

@@ -79,7 +79,7 @@ def retrain(
         what = f"--calibration and {'--scores' if edits.rounds == 1 else '--rounds'} are two questions"
         raise UsageError(what, fix="leave --calibration out")
     if edits is not None and edits.rounds == 1:
-        arms += scored_arms(edits, base, request.seed)
+        arms += scored_arms(edits, base, request.seed, listener)
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
     target = usable_now(base.manifest.rows("val"), spec, request.inputs)

@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import influence_cli
+from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
 from influence_cli.settings import GradSpec, Limits
+from influence_cli.stages.retrain.opening import scored_arms
+from influence_cli.stages.retrain.request import EditsRequest
 from influence_cli.stages.run import within_limits as limiting
 from influence_cli.stages.run.within_limits import GIB, within_limits
 from influence_cli.stages.score.score import score
@@ -72,6 +75,9 @@ def test_rows_that_do_not_fit_are_left_for_later_and_the_same_command_goes_on(
     assert f"{200 - taken.sum():,} of 200 train rows have no score (limits left them" in " ".join(edits.err.split())
     judged = call_cli("evaluate", "first.parquet", "--budget", "5", cwd=tmp_path)
     assert f"{taken.sum():,} of 200 rows of known truth have a score" in " ".join(judged.err.split())
+    heard = Heard()
+    scored_arms(EditsRequest(str(tmp_path / "first.parquet")), open_manifest(digits).rows("train"), 0, heard)
+    assert [w for w in heard.warnings if "have no score (limits left them for later" in w] == heard.warnings != []
 
     again = call_cli(*asked, "-o", "again.parquet", cwd=tmp_path)
     assert "given up" not in again.err
