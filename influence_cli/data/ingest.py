@@ -29,6 +29,7 @@ from influence_cli.data.outputs import Output, check_outputs, writing
 from influence_cli.data.outside import Inside, allowing_outside
 from influence_cli.data.request import COLUMNS_KEY, IngestRequest
 from influence_cli.data.sources import Source, is_saved, open_source
+from influence_cli.data.sources.image_folder import IMAGE_FOLDER
 from influence_cli.data.sources.origin import origin_metadata
 from influence_cli.data.sources.payload_columns import mostly_unknown
 from influence_cli.data.sources.protocol import LeftOut
@@ -141,7 +142,9 @@ class _Conversion:
     def __init__(self, request: IngestRequest, source: Source, shares: tuple[float, float]) -> None:
         self.request, self.source, self.shares = request, source, shares
         self.inside, self.near = Inside(Path(source.folder)), Inside(Path(request.output).parent)
-        self.in_memory, self.elsewhere = not isinstance(request.source, str | Path), 0
+        # in memory the program names files, and in a folder of images its owner's links do: nothing of the data
+        self.trusted = not isinstance(request.source, str | Path) or source.kind == IMAGE_FOLDER
+        self.elsewhere = 0
         self.splits = _splits_of(source)
         self.labels = reader_of(source.task, source.classes, source.narrow or source.tables)
         self.notes = list(self.labels.notes)
@@ -192,7 +195,7 @@ class _Conversion:
         folder = Path(self.source.folder)
         try:
             file = kind.file_named(row, folder)
-            outside = None if file is None or self.in_memory else self.inside.fault(file)
+            outside = None if file is None or self.trusted else self.inside.fault(file)
             if outside is not None:
                 raise outside
             payload = kind.from_source(row, folder)
@@ -210,8 +213,8 @@ class _Conversion:
             row[CLEAN] = self._label(row[CLEAN], CLEAN)
         row["split"] = self._split(row.get("split"), kind.raw(payload))
         made = kind.placed(row, payload, self.request.embed, folder, Path(self.request.output).parent)
-        by_path = file is not None and isinstance(made.get(kind.columns[0]), str)
-        self.elsewhere += by_path and not self.near.holds(file)
+        if file is not None and isinstance(made.get(kind.columns[0]), str):  # by its path
+            self.elsewhere += not self.near.holds(file)
         return made
 
     def _unlabelled(self) -> str:

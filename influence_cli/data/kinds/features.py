@@ -50,8 +50,9 @@ class Features(Kind):
     def raw_rows(self, batch: pa.RecordBatch) -> NDArray[Any] | None:
         """The values, where there are some, all are finite and rows are of one length."""
         stacked = _stacked(batch.column("features"))
-        usable = stacked is not None and stacked.size and bool(np.isfinite(stacked).all())
-        return stacked.astype("<f4", copy=False) if usable else None
+        if stacked is None or not stacked.size or not bool(np.isfinite(stacked).all()):
+            return None
+        return stacked.astype("<f4", copy=False)
 
     def from_source(self, row: Mapping[str, Any], folder: Path) -> Vector:
         """The vector of a list that lacks nothing.  Raises BadPayload: a value is missing or not finite."""

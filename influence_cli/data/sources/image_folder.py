@@ -24,6 +24,7 @@ from influence_cli.data.splits import split_of
 from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
+IMAGE_FOLDER = "image folder"  # the form of a source whose files no row names
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE = "file_name"
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -54,7 +55,7 @@ def read_image_folder(root: Path) -> Source:
 
     left_out = (*passed_by(passed, root), *layout.left_out, *others)
     notes += folders_behind_links(passed, root)
-    return Source("image folder", tables, tuple(classes), str(root), left_out, tuple(notes))
+    return Source(IMAGE_FOLDER, tables, tuple(classes), str(root), left_out, tuple(notes))
 
 
 def _no_image(root: Path, others: list[LeftOut]) -> ManifestError:
