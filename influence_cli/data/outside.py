@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from influence_cli.data.kinds.protocol import BadPayload
 
 _allowed: ContextVar[bool] = ContextVar("allow_outside", default=False)
-FIX = "put it there and name it so, embed it, or pass --allow-outside if you trust who wrote the paths"
+FIX = "pass --allow-outside if you trust who wrote the paths, or move the files into that folder, or embed them"
 
 
 @contextlib.contextmanager
