@@ -42,7 +42,7 @@ def add_recorders(count: Callable[[], int]) -> None:
 
         return tell
 
-    EpochValues.__init__ = begun
+    EpochValues.__init__ = begun  # pyright: ignore[reportAttributeAccessIssue]
     for name in plain:
         setattr(EpochValues, name, told(name))
 
