@@ -274,7 +274,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     page = PAGE.format(
         commit=commit.strip(), date=datetime.datetime.now(datetime.UTC).date(), machine=machine(),
-        rows=table(["command", "CPU microseconds a row", "bytes at the peak a row"],
+        rows=table(["what is run", "CPU microseconds a row", "bytes at the peak a row"],
                    [[name, f"{seconds:.1f}", f"{memory:,.0f}"] for name, seconds, memory in rows]),
         ratios=table(["model", "pixels", "forward passes"], [[n, str(s), f"{r:.2f}"] for n, s, r in ratios]),
         decode=f"{1e3 * decode:.1f}", ratio=f"{ratio:.2f}", peak=f"{PEAK / 1e12:.0f}", share=f"{SHARE:.0%}",

@@ -22,7 +22,7 @@ WITHOUT_TORCH = 200 * MB  # a run whose every row is stored
 WEIGHTS = 14.0  # times the parameters: the model, directions, and rows of gradients that derivatives are checked with
 LIVE = 6.0  # times the largest tensor of a batch, for its value and for each tangent of it
 BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
-ROW = 450  # bytes of a manifest's row: keys, id, label, place in the store
+ROW = 740  # bytes of a manifest's row: keys, id, label, place in the store
 FACTORS = 3.0  # times the bytes of a factor, while it is fitted
 BUCKETS = 16  # of target rows, which share no batch
 
