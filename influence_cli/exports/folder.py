@@ -45,7 +45,8 @@ def prepare(job: ExportJob) -> Prepared:
     notes = [f"{renamed:,} files have the name of another of their class: a number was added"] if renamed else []
     if linked and job.link == "symbolic":
         notes.append(
-            "its images are links to files elsewhere: --allow-outside reads them; --link hard or copy needs none"
+            "its images are links: a manifest that stands in no folder above the files takes --allow-outside "
+            "(--link hard or copy makes no links)"
         )
     empty = sorted(set(names.values()) - {names[int(c)] for c in edited.labels[edited.keep]})
     if empty:
