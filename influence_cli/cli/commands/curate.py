@@ -195,7 +195,7 @@ def _judge(settings: Settings, result: ResultOptions, outputs: CurateOutputs, re
     from influence_cli.stages.curate.known_rows import said_of_rates, write_baseline
     from influence_cli.stages.curate.score_table import read_scores
 
-    scores, place = read_scores(request), outputs.write_baseline
+    scores, place = read_scores(request, lean=True), outputs.write_baseline
     if place and result.dry_run:
         terminal().note(f"{len(scores.train):,} rows would be accepted in {place}")
     elif place:

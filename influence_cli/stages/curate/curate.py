@@ -116,7 +116,7 @@ def curate(request: CurateRequest) -> Curated:
     action = make_action(request.action, request.options)
     if request.asks_canaries and request.cut is None:
         raise UsageError("canaries have not been asked yet", fix="influence_cli.curate, or `influence curate`")
-    scores = read_scores(request)
+    scores = read_scores(request, lean=True)
     if request.decisions is not None:
         from influence_cli.stages.curate.decisions import decided_edits
 

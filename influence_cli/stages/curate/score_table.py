@@ -48,14 +48,14 @@ class ScoreTable:
     group_columns: tuple[str, ...] = ()  # whose groups are guarded: those of ``scored``
 
 
-def read_scores(request: CurateRequest, whole: bool = False) -> ScoreTable:
-    """A score table and the manifest that it belongs to, verified row by row; ``whole`` with loss and margin too.
+def read_scores(request: CurateRequest, lean: bool = False) -> ScoreTable:
+    """A score table and the manifest that it belongs to, verified row by row; ``lean`` without what edits do not use.
 
     Raises:
         UsageError: no manifest can be found, or the column is not there.
         ManifestError: the manifest is not the one that was scored.
     """
-    table, where = read_table(request.scores, None if whole else _read(request.scores)), shown(request.scores)
+    table, where = read_table(request.scores, _read(request.scores) if lean else None), shown(request.scores)
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")

@@ -108,7 +108,7 @@ def measure(
     """
     where = shown(request.scores)
     first = replace(request, by=("score",)) if request.by == (AUTO,) else request
-    scores = read_scores(first, whole=True)
+    scores = read_scores(first)
     planted = planted_labels(scores.table)
     if not (planted >= 0).any():
         what = f"the table has no canaries (column {CANARY}): nothing tells how many wrong labels a cut finds"

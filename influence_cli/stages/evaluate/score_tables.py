@@ -89,7 +89,7 @@ def read_score_tables(
     stems = _stems(sources)
     if len(set(stems)) < len(stems):
         raise UsageError("a score table is named twice", fix="name each table once")
-    first = read_scores(CurateRequest(scores=sources[0], manifest=manifest, label=label, skip_bad=skip_bad), whole=True)
+    first = read_scores(CurateRequest(scores=sources[0], manifest=manifest, label=label, skip_bad=skip_bad))
     tables = [(first.table, first.provenance)]
     for source in sources[1:]:
         table = read_table(source)

@@ -108,7 +108,7 @@ def plan(request: CounterfactualRequest, listener: Listener = SILENT) -> dict[st
 
 
 def _open(request: CounterfactualRequest, listener: Listener, remember: bool = True) -> _Opened:
-    scores = read_scores(request.scores, whole=True)
+    scores = read_scores(request.scores)
     origin = scores.provenance
     checkpoint = request.checkpoint or (origin.get("checkpoint") or {}).get("locator")
     store = open_store(request.store, listener, remember)
