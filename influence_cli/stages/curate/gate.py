@@ -192,7 +192,7 @@ def _not_looked_at(scores: ScoreTable, accepted: set[str], told_apart: bool) -> 
 def _unjudged(scores: ScoreTable, null: NDArray[np.bool_], known: set[str]) -> list[tuple[int, str]]:
     """New train rows, by their place in the manifest, that have no score, or were left out; and why."""
     manifest = scores.manifest
-    later = left_for_later(scores.provenance)
+    later = left_for_later(scores.provenance) if null.any() else ""
     reason = f"its score is null ({later})" if later else "its score is null"
     found = [(row, reason) for row in scores.train.index[null].tolist()]
     splits = manifest.table.column("split").to_pylist() if "split" in manifest.table.column_names else None
