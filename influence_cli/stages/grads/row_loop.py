@@ -153,7 +153,7 @@ class Needs:
         found = rows.index[first[needed]]
         code = np.zeros(len(rows.manifest), dtype=np.int16)
         code[found] = number[needed]
-        return Needs(np.sort(found), memoryview(code), sets)
+        return Needs(np.sort(found), code.data, sets)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +31,10 @@ def train_accuracy(run: Run, session: Session) -> float | None:
     if not run.members:
         return None
     logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    hits = run.row_loss.hits(logits[:1], run.train.labels[:1])
-    return None if hits is None else float(by_blocks(run.row_loss.hits, logits, run.train.labels).mean())
+    if run.row_loss.hits(logits[:1], run.train.labels[:1]) is None:
+        return None
+    hits = cast("Callable[..., NDArray[np.float64]]", run.row_loss.hits)  # of these labels not None
+    return float(by_blocks(hits, logits, run.train.labels).mean())
 
 
 def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:

@@ -296,7 +296,8 @@ def test_a_direction_that_is_damaged_is_made_again(which: str, bench: Bench) -> 
     assert same_scores(after, bench.cold(rows, spec=EXACT), 1e-9)
     shutil.rmtree(bench.store / "tangents")
     file.write_bytes(raw)
-    assert np.array_equal(column(bench.warm(examples(), spec=EXACT)[1]), column(before))
+    # the solver adds up in an order that goes by where its memory lies: made again, a direction differs by rounding
+    assert same_scores(bench.warm(examples(), spec=EXACT)[1], before, 1e-12)
 
 
 def test_a_target_too_small_to_be_halved_has_no_reliability_and_scores(bench: Bench) -> None:
