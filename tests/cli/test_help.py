@@ -119,7 +119,7 @@ def test_a_shell_is_offered_the_names_there_are_and_waits_for_nothing_slow(tmp_p
         "influence score m": [],
         "influence sc": ["score"],
         "influence score --overl": ["--overlap"],
-        "influence score --allow": [],
+        "influence score --allow": ["--allow-outside"],
     }
     ran = run_python(COMPLETE, json.dumps(list(expected)), cwd=tmp_path)
     assert json.loads(ran.err.splitlines()[-1]) == []
