@@ -55,8 +55,8 @@ def curate(settings: Settings) -> int | None:
     export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     outside = False
     if not result.dry_run:
-        outside = _write(result, outputs, curated, export)
         _write_bins(curated)
+        outside = _write(result, outputs, curated, export)
     elif export is not None:
         terminal().note(f"would be: {export.sentence()}")
     _show_next(settings, result, outputs, curated, source, ["--allow-outside"] if outside else [])
@@ -148,7 +148,7 @@ def _check_outputs(result: ResultOptions, outputs: CurateOutputs, bins: str | No
 
 
 def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, export: Export | None) -> bool:
-    """The export, the table of edits and the curated manifest, as asked for; where nothing is, the edits are shown.
+    """The table of edits, the curated manifest and the export, as asked for; where nothing is, the edits are shown.
 
     Returns whether rows of the manifest that was written name files outside of its folder.
     """
@@ -157,11 +157,11 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
     from influence_cli.stages.curate.written_manifest import said_of_files_outside, write_curated
 
     out, outside = terminal(), None
-    if export is not None:
-        export.write()
-        out.note(export.sentence())
-        for note in export.prepared.notes:
-            out.note(f"  {note}")
+    # the export is refused where it is there already: last, the command can be run again whatever fails before it
+    places = [Path(place).resolve() for place in (outputs.edits, result.output) if place and place != "-"]
+    first = export is not None and any(place.is_relative_to(Path(export.path).resolve()) for place in places)
+    if export is not None and first:
+        _write_export(export)
     if outputs.edits:
         note_formulas(curated.table(), outputs.edits)
         write_table(curated.table(), outputs.edits, EDITS)
@@ -171,9 +171,19 @@ def _write(result: ResultOptions, outputs: CurateOutputs, curated: Curated, expo
         outside = said_of_files_outside(curated.scores.manifest, result.output)
         if outside is not None:
             out.note(outside)
+    if export is not None and not first:
+        _write_export(export)
     if not (result.output or outputs.edits or export or curated.request.bins):
         print_rows(result, curated.table(), classes=curated.scores.manifest.classes)
     return outside is not None
+
+
+def _write_export(export: Export) -> None:
+    """The export, and what it says."""
+    export.write()
+    terminal().note(export.sentence())
+    for note in export.prepared.notes:
+        terminal().note(f"  {note}")
 
 
 def _write_bins(curated: Curated) -> None:
