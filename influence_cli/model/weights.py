@@ -186,9 +186,7 @@ def refuse_not_finite(model: nn.Module, weights: dict[str, Tensor], checkpoint: 
     """No parameter is infinite or NaN, and no buffer NaN (masks may hold infinities): every score would be NaN."""
     parameters = {name for name, _ in model.named_parameters()}
     for name, value in weights.items():
-        if not value.is_floating_point():
-            continue
-        if value.numel() == 0:
+        if not value.is_floating_point() or value.numel() == 0:
             continue
         plain = value if value.dtype in PLAIN else value.float()
         ends = torch.stack(torch.aminmax(plain))  # one look at each value: NaN is both least and greatest

@@ -60,7 +60,7 @@ def forked(
             _child(work, cwd, env, cpu, out.fileno(), err.fileno())
         if during is not None:
             during(pid)
-        status = _wait(pid)
+        status = waited(pid, WALL_SECONDS)
         out.seek(0)
         err.seek(0)
         said, told = out.read(), err.read().decode(errors="replace")
@@ -97,8 +97,9 @@ def _child(
         leave(code)
 
 
-def _wait(pid: int) -> int:
-    end = time.monotonic() + WALL_SECONDS
+def waited(pid: int, seconds: float) -> int:
+    """How a process ended, which is killed after so many seconds."""
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

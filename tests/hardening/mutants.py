@@ -36,6 +36,8 @@ from typing import Any
 import pytest
 from _pytest.runner import runtestprotocol
 
+from tests.hardening.harness import waited
+
 ROOT = Path(__file__).parents[2]
 PARTS = {  # of the package, and the tests that are about each
     "store": ("store", sorted(
@@ -338,7 +340,7 @@ class Runner:
             os.close(reading)
             _child(code, str(ROOT / mutant.file), [items[name] for name in chosen], first, writing)
         os.close(writing)
-        status = _wait(pid)
+        status = waited(pid, 20 * MOST_CPU)
         with os.fdopen(reading) as told:
             mutant.killed_by = told.read().strip()
         if os.WIFSIGNALED(status):
@@ -346,17 +348,6 @@ class Runner:
             mutant.killed_by = f"signal {os.WTERMSIG(status)}"
         else:
             mutant.ended = {0: "survived", 1: "killed"}.get(os.WEXITSTATUS(status), "not tried")
-
-
-def _wait(pid: int) -> int:
-    end = time.monotonic() + 20 * MOST_CPU
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
 
 
 def _child(
