@@ -273,3 +273,12 @@ def test_no_tracked_file_names_a_folder_of_one_machine() -> None:
             continue
         found += [f"{name}:{k}" for k, line in enumerate(text.splitlines(), 1) if places.search(line)]
     assert found == [], "\n".join(found)
+
+
+def test_the_top_of_the_repository_holds_what_belongs_there() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in listed.stdout.decode().split("\0") if name}
+    known = {"influence_cli", "tests", "sample_data", "pyproject.toml", "README.md", "CHANGELOG.md"}
+    assert sorted(name for name in top - known if not name.startswith(".")) == []
