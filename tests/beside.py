@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence_cli.processes import messages
 from influence_cli.processes.group import Group, Job, PeerLost
+from influence_cli.processes.messages import packed, unpacked
+
+if "tests" not in messages.OURS:
+    messages.OURS.append("tests")  # jobs of tests are sent too
 
 
 class Meeting:
@@ -36,7 +40,7 @@ class Meeting:
 
 
 class ThreadGroup(Group):
-    """One of several threads; what they give each other is pickled, as between processes."""
+    """One of several threads; what they give each other are messages, as between processes."""
 
     def __init__(self, rank: int, meeting: Meeting) -> None:
         super().__init__(rank, len(meeting.given), rank)
@@ -44,10 +48,10 @@ class ThreadGroup(Group):
         self.taken: list[int] = []  # units of this thread
 
     def _gather(self, value: Any) -> list[Any]:
-        return [pickle.loads(v) for v in self.meeting.all(self.rank, pickle.dumps(value))]
+        return [unpacked(v) for v in self.meeting.all(self.rank, packed(value))]
 
     def _handed(self, job: Job | None) -> Job | None:
-        return pickle.loads(self.meeting.all(self.rank, pickle.dumps(job))[0])
+        return unpacked(self.meeting.all(self.rank, packed(job))[0])
 
     def _add_up(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:

@@ -102,6 +102,25 @@ def test_only_the_command_line_imports_typer_or_rich() -> None:
     assert importing("click") == set()
 
 
+def test_pickles_are_read_as_a_format_of_weights_and_nothing_else() -> None:
+    """Reading a pickle runs what it names; workers and collectives of objects hand pickles over."""
+    assert importing("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve") == {"model/torch_files"}
+    assert importing("multiprocessing", "concurrent.futures.process", "torch.multiprocessing") == set()
+    found = set[str]()
+    for name, file in FILES.items():
+        for node in file.nodes:
+            word = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+            if re.fullmatch(r"(all_)?gather_object|(broadcast|scatter|send|recv)_object(_list)?", word or ""):
+                found.add(f"{name} {word}")
+            if word in ("DataLoader", "ProcessPoolExecutor"):
+                found.add(f"{name} {word}")
+            off = isinstance(node, ast.keyword) and node.arg == "allow_pickle" and literals(node.value) != {False}
+            off |= isinstance(node, ast.keyword) and node.arg == "weights_only" and literals(node.value) != {True}
+            if off:
+                found.add(f"{name} {ast.unparse(node)}")
+    assert found == set()
+
+
 def test_maths_imports_numbers_and_nothing_of_ours() -> None:
     allowed = {"torch", "numpy", "scipy", *sys.stdlib_module_names}
     wrong = [

@@ -51,7 +51,7 @@ from influence_cli.model.spec import ModelSpec
 
 Floats = NDArray[np.float64]
 Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
-SumsOf = Callable[["Curvature"], list[Tensor]]  # picklable, where it is divided
+SumsOf = Callable[["Curvature"], list[Tensor]]  # one that may be sent, where it is divided
 
 
 class Curvature(RowSums):

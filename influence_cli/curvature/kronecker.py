@@ -32,6 +32,7 @@ from influence_cli.maths.kronecker import (
     second_moment,
 )
 from influence_cli.model.next_token import drawing
+from influence_cli.processes.messages import may_be_sent
 from influence_cli.store.keys import Keys
 
 if TYPE_CHECKING:
@@ -262,6 +263,7 @@ class KroneckerFit:
                 layer.lam += rotated_squares(a, d, w[rows], *layer.turn) * share
 
 
+@may_be_sent
 def _moments(curvature: Curvature, labels: str, draws: int, seed: int) -> list[Tensor]:
     """Sums of the first pass over a curvature's rows: steps [L], and both moments of every layer."""
     fit = KroneckerFit(curvature, labels, draws, seed)
@@ -271,6 +273,7 @@ def _moments(curvature: Curvature, labels: str, draws: int, seed: int) -> list[T
     return [steps, *(moment for layer in layers for moment in (layer.moment_a, layer.moment_s))]
 
 
+@may_be_sent
 def _squares(curvature: Curvature, labels: str, draws: int, seed: int, bases: Arrays) -> list[Tensor]:
     """Sums of the second pass: traces of the blocks that are no layers, and the squares of every layer."""
     fit = KroneckerFit(curvature, labels, draws, seed)

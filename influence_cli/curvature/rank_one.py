@@ -24,6 +24,7 @@ from influence_cli.curvature.dense import check_rows
 from influence_cli.engines.layerwise.blocks import BlockLayout, Site
 from influence_cli.engines.layerwise.own_forward import OwnForward
 from influence_cli.engines.layerwise.tape import Tape
+from influence_cli.processes.messages import may_be_sent
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -105,10 +106,12 @@ class RankOneSums:
         return loss.curvature(z, y).residuals() if loss.curved else loss.slopes(z, y).to(z)
 
 
+@may_be_sent
 def _squares(curvature: Curvature) -> list[Tensor]:
     return [RankOneSums(curvature).squares()]
 
 
+@may_be_sent
 def _corrected(curvature: Curvature, q: Floats, dampings: list[float]) -> list[Tensor]:
     return RankOneSums(curvature).corrected(q, dampings)
 

@@ -13,6 +13,7 @@ from influence_cli.curvature.dense import CurvatureKind, DenseSums, check_rows
 from influence_cli.curvature.linearised import Graph
 from influence_cli.engines.engine import Directions
 from influence_cli.model.parameters import named_views
+from influence_cli.processes.messages import may_be_sent
 
 Floats = NDArray[np.float64]
 Batch = tuple[NDArray[np.int64], Tensor, Tensor, Tensor]
@@ -37,6 +38,7 @@ class RowSums:
             self._add_to(row, image)
         return z
 
+    @may_be_sent
     def dense_sums(self: Any, kind: CurvatureKind) -> list[Tensor]:
         """The matrix [d, d] and the gradient [d]."""
         sums = DenseSums(kind, self.rows, self.size, self.device)
@@ -44,6 +46,7 @@ class RowSums:
             sums.add(self._jacobians, self._linear, index, x, y, w)
         return [sums.matrix, sums.gradient]
 
+    @may_be_sent
     def product_sums(self: Any, kind: CurvatureKind, columns: Floats) -> list[Tensor]:
         """Products [k, d] with every column of [d, k]."""
         directions, total = self.directions(columns), self.zeros(columns.shape[1])
@@ -54,6 +57,7 @@ class RowSums:
         self._checked = True
         return [total]
 
+    @may_be_sent
     def quadratic_sums(self: Any, columns: Floats) -> list[Tensor]:
         """v^T G v of every column of [d, k], and the gradient [1, d]."""
         directions = self.directions(columns)

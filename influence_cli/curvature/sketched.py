@@ -17,6 +17,7 @@ from torch import Tensor
 from influence_cli.engines.row_gradients import LayerColumns, Projection, laid_out
 from influence_cli.errors import ModelError
 from influence_cli.maths.sketch import add_folded, add_shifted, factor_sketch
+from influence_cli.processes.messages import may_be_sent
 
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
@@ -121,5 +122,6 @@ class Sketched:
         add_shifted(total, factor_sketch(matrix[None], eye[None], r_in, r_out, layer.groups), shift)
 
 
+@may_be_sent
 def _gram_sums(curvature: Curvature, dim: int, seed: int, what: str) -> list[Tensor]:
     return Sketched(curvature, dim, seed).gram_sums(what)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from influence_cli.store.arrow import array_of, values_of
+from influence_cli.store.parquet import column_digest
 
 BLOCK = 65_536  # ids that are Python's at once
 MOST = 1 << 31  # bytes that a column of plain texts holds
@@ -79,6 +80,14 @@ class Ids(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.column)
+
+    def digest(self) -> str:
+        """Digest of the ids in order, which is another for any other ids.
+
+        >>> Ids(pa.array(["a", "bc"])).digest() == Ids(pa.array(["ab", "c"])).digest()
+        False
+        """
+        return column_digest("id", pa.chunked_array([self.column]))
 
     @overload
     def __getitem__(self, index: int | np.integer[Any]) -> str: ...

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.processes.group import Group, Job, PeerLost
+from influence_cli.processes.messages import packed, unpacked
 from influence_cli.processes.seat import Seat
 
 if TYPE_CHECKING:
@@ -43,16 +44,27 @@ class TorchGroup(Group):
             )  # fmt: skip
 
     def _gather(self, value: Any) -> list[Any]:
-        found: list[Any] = [None] * self.size
+        import torch
+
+        own = _as_tensor(packed(value))
         with _told():
-            self._dist.all_gather_object(found, value)
-        return found
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            self._dist.all_gather(sizes, torch.tensor([len(own)]))
+            longest = max(int(size) for size in sizes)  # a collective takes tensors of one size
+            parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+            self._dist.all_gather(parts, torch.cat([own, torch.zeros(longest - len(own), dtype=torch.uint8)]))
+        return [unpacked(part.numpy().tobytes()[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
 
     def _handed(self, job: Job | None) -> Job | None:
-        held: list[Any] = [job]
+        import torch
+
+        own = _as_tensor(packed(job) if self.rank == 0 else b"")
         with _told():
-            self._dist.broadcast_object_list(held, src=0)
-        return held[0]
+            size = torch.tensor([len(own)])
+            self._dist.broadcast(size, src=0)
+            given = own if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+            self._dist.broadcast(given, src=0)
+        return job if self.rank == 0 else unpacked(given.numpy().tobytes())
 
     def _add_up(self, tensors: list[Tensor]) -> None:
         with _told():
@@ -72,6 +84,13 @@ class TorchGroup(Group):
         """Let go of what connects this process to the others."""
         with contextlib.suppress(RuntimeError):
             self._dist.destroy_process_group()
+
+
+def _as_tensor(message: bytes) -> Tensor:
+    """The bytes of a message [n], which no collective takes as they are."""
+    import torch
+
+    return torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else torch.empty(0, dtype=torch.uint8)
 
 
 @contextlib.contextmanager

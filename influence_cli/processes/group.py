@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from influence_cli.errors import InfluenceError
+from influence_cli.processes.messages import BadMessage, may_be_sent, packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +19,9 @@ class PeerLost(Exception):
     """Another process of the run is gone."""
 
 
+@may_be_sent
 class Job:
-    """Something that every process of a run does its part of.  What it holds is pickled, but for ``here``."""
+    """Something that every process of a run does its part of.  What it holds is sent (``messages``), but ``here``."""
 
     lockstep: ClassVar[bool] = False  # whether processes wait for each other inside, so that an error ends this one...
     alike: ClassVar[tuple[type[Exception], ...]] = ()  # ... but for those that all of them come to at once
@@ -174,9 +175,9 @@ class Group(ABC):
         """An error that another process can be given, with where it was raised."""
         if self.rank:
             error.add_note(f"in process {self.rank}:\n{''.join(traceback.format_exception(error)).rstrip()}")
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BadMessage):  # it holds what is not sent
             if isinstance(error, InfluenceError | OSError | MemoryError):
-                pickle.loads(pickle.dumps(error))
+                packed(error)
                 return error
         told = RuntimeError(f"{type(error).__name__}: {error}")
         told.__notes__ = list(getattr(error, "__notes__", ()))

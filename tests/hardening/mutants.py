@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import functools
 import gc
@@ -48,10 +49,11 @@ PARTS = {  # of the package, and the tests that are about each
     "curate": ("stages/curate", ["tests/stages/curate", "tests/actions"]),
     "kinds": (
         "data/kinds",
-        [f"tests/data/test_{name}.py" for name in (
-            "image_modes", "payload_files", "new_kind", "manifest", "content_notes", "image_folder", "ingest",
-            "outside", "wrong_suffix",
-        )],
+        [
+            "tests/data", "tests/exports", "tests/report/test_token_page.py", "tests/report/review",
+            *(f"tests/model/test_{name}.py" for name in ("decode", "texts", "text_numbers", "image_input", "hf_images")),
+            "tests/engines/test_attacks.py", "tests/engines/test_attacked_texts.py",
+        ],
     ),
 }  # fmt: skip
 MOST_CPU = 40  # seconds of one mutant, after which it is taken for one that never ends
@@ -220,16 +222,35 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 class _Entered:
-    """Which functions of the package each test enters, by file and first line."""
+    """Which functions of the package each test enters, by file and name."""
 
     def __init__(self, folders: list[str]) -> None:
         self.folders = tuple(str(ROOT / "influence_cli" / f) for f in folders)
+        self.named: dict[
+            int, tuple[CodeType, tuple[str, str] | None]
+        ] = {}  # texts are compared once, not at every call
         self.now: set[tuple[str, str]] = set()
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(self.folders):
-            self.now.add((code.co_filename, code.co_qualname.partition(".<locals>")[0]))
+        if id(code) not in self.named:
+            ours = code.co_filename.startswith(self.folders)
+            name = (code.co_filename, code.co_qualname.partition(".<locals>")[0]) if ours else None
+            self.named[id(code)] = code, name
+        if (found := self.named[id(code)][1]) is not None:
+            self.now.add(found)
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[set[tuple[str, str]]]:
+        """The functions that are entered within the block."""
+        self.now = set()
+        threading.settrace(self)
+        sys.settrace(self)
+        try:
+            yield self.now
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
 
 
 class TooLong(Exception):
@@ -270,17 +291,13 @@ class Runner:
         first = session.items[0]
         begun = time.process_time()
         for k, item in enumerate(session.items):
-            entered.now = set()
             following = session.items[k + 1] if k + 1 < len(session.items) else first  # what is shared stays
             start = time.process_time()
-            threading.settrace(entered)
-            sys.settrace(entered)
-            reports = runtestprotocol(item, log=False, nextitem=following)
-            sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            with entered.noted() as reached:
+                reports = runtestprotocol(item, log=False, nextitem=following)
             self.seconds[item.nodeid] = time.process_time() - start
             if all(r.passed for r in reports):
-                self.reach[item.nodeid] = entered.now
+                self.reach[item.nodeid] = reached
             elif not any(r.skipped for r in reports):
                 sys.stderr.write(f"left out, it fails without a mutant or takes long: {item.nodeid}\n")
         sys.stderr.write(f"{len(self.reach)} tests in {time.process_time() - begun:.0f} s\n")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.ids import Ids
 from influence_cli.data.outside import allowing_outside, outside_allowed
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.events import SILENT
@@ -33,8 +33,9 @@ PLACE = "training"  # among what a process has opened
 class OpenTraining(Job):
     """Have the rows and the model that are trained on in every process."""
 
-    def __init__(self, request: RetrainRequest, recipe: Recipe, ids: Sequence[str]) -> None:
-        self.request, self.recipe, self.ids, self.outside = request, recipe, ids, outside_allowed()
+    def __init__(self, request: RetrainRequest, recipe: Recipe, ids: Ids) -> None:
+        self.request, self.recipe, self.outside = request, recipe, outside_allowed()
+        self.rows, self.ids = len(ids), ids.digest()
 
     def part(self, group: Group) -> None:
         """Open them, but where the leader has.
@@ -51,10 +52,8 @@ class OpenTraining(Job):
             base = base_rows(request, open_table(request, request.inputs.manifest))
         spec = model_to_train(request, base.manifest, SILENT)
         base = usable_now(base, spec, request.inputs)
-        if base.ids != self.ids:
-            what = (
-                f"process {group.rank} sees {len(base):,} train rows, which are not the {len(self.ids):,} of the first"
-            )
+        if (len(base), base.ids.digest()) != (self.rows, self.ids):
+            what = f"process {group.rank} sees {len(base):,} train rows, which are not the {self.rows:,} of the first"
             raise UsageError(what, where=str(request.inputs.manifest), fix="give every process the same manifest")
         group.opened[PLACE] = self.request, spec, Examples(base, spec, SILENT, "train rows")
 
@@ -100,7 +99,7 @@ def helpers(request: RetrainRequest, recipe: Recipe, group: Group | None) -> Gro
 
 
 def train_together(
-    group: Group, request: RetrainRequest, recipe: Recipe, seed: int, ids: Sequence[str],
+    group: Group, request: RetrainRequest, recipe: Recipe, seed: int, ids: Ids,
     model: nn.Module, data: Examples, device: torch.device, on_epoch: Any, seen: EpochValues | None, watch: Any,
 ) -> int:  # fmt: skip
     """Train a model in place by all processes; returns the number of steps."""

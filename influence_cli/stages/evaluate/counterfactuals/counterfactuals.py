@@ -23,6 +23,7 @@ from influence_cli.methods.random import uniform_draws
 from influence_cli.model.checkpoints import Checkpoint, find_checkpoint
 from influence_cli.model.losses import loss_of
 from influence_cli.model.spec import ModelSpec
+from influence_cli.processes.messages import may_be_sent
 from influence_cli.settings import Inputs
 from influence_cli.stages.curate.score_table import ScoreTable, read_scores
 from influence_cli.stages.evaluate.counterfactuals.brittleness import Brittleness
@@ -93,6 +94,7 @@ def counterfactuals(request: CounterfactualRequest, listener: Listener = SILENT)
     }
 
 
+@may_be_sent
 def _refitter(request: CounterfactualRequest) -> Refitter:
     """What trains, in another process than the first."""
     return _open(replace(request, brittleness=None), SILENT, remember=False).refitter
