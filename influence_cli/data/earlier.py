@@ -22,6 +22,7 @@ from influence_cli.store.keys import parse_json
 
 GRADS, SCORES, PER_TARGET, EDITS = "grads table", "score table", "per-target table", "table of edits"
 CURATED, MADE, RESTORED = "curated manifest", "ingested manifest", "restored manifest"
+MANIFESTS = (CURATED, MADE, RESTORED)
 BASELINE, PAGE, PICTURE, RESULT = "baseline", "report", "picture", "result of evaluate"
 TOKENS, BINS, REASONS = "table of tokens", "table of bins", "reasons of rows"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from influence_cli.errors import ManifestError
+from influence_cli.store.place import is_marked
 
 SYSTEMS = {
     "__macosx", "__pycache__", "@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "recycler", "lost+found",
@@ -38,12 +39,13 @@ class Folder:
 
 @dataclass
 class Passed:
-    """What a walk came by: hidden names, folders behind links, and links that lead back to where they stand."""
+    """What a walk came by: hidden names, folders behind links, links that lead back to where they stand, our stores."""
 
     folders: Counter[str] = field(default_factory=Counter)  # hidden ones, by name
     files: Counter[str] = field(default_factory=Counter)
     links: list[Path] = field(default_factory=list)
     loops: list[Path] = field(default_factory=list)
+    stores: list[Path] = field(default_factory=list)
 
 
 def is_hidden(name: str) -> bool:
@@ -80,6 +82,8 @@ def _walk(path: Path, passed: Passed, above: tuple[tuple[int, int], ...]) -> Fol
             (passed.folders if is_folder else passed.files)[entry.name] += 1
         elif not is_folder:
             folder.files.append(path / entry.name)
+        elif _is_store(path / entry.name):
+            passed.stores.append(path / entry.name)
         elif entry.is_symlink() and _stat(path / entry.name) in above:
             passed.loops.append(path / entry.name)
         else:
@@ -87,6 +91,13 @@ def _walk(path: Path, passed: Passed, above: tuple[tuple[int, int], ...]) -> Fol
                 passed.links.append(path / entry.name)
             folder.folders.append(_walk(path / entry.name, passed, above))
     return folder
+
+
+def _is_store(path: Path) -> bool:
+    try:
+        return is_marked(path)
+    except OSError:  # a folder that cannot be entered, which is said when it is
+        return False
 
 
 def _is_text(name: str) -> bool:

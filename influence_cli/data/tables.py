@@ -82,10 +82,11 @@ def manifest_command(source: str, label: str = "label") -> str:
     return shlex.join(["influence", "manifest", source, *named, "-o", str(output)])
 
 
-def parquet_files(source: str, label: str = "label") -> list[Path]:
+def parquet_files(source: str, label: str = "label", taken: list[Path] | None = None) -> list[Path]:
     """The Parquet files behind a path, a folder or "-"; readable, or an error that names the file.
 
-    ``label`` is the column that is asked for, for the command that makes a manifest of what is none.
+    ``label`` is the column that is asked for, for the command that makes a manifest of what is none; ``taken`` are the
+    files of a folder that are meant (default: all).
 
     Those of a folder know the columns that stand in the names of folders below it, such as ``split=test``.
 
@@ -94,7 +95,7 @@ def parquet_files(source: str, label: str = "label") -> list[Path]:
     """
     path = _spooled() if source == "-" else local(source)
     if path.is_dir():
-        files = parquet_in(path)
+        files = parquet_in(path) if taken is None else taken
         if not files:
             fix = f"give a folder of .parquet files, or make a manifest: {manifest_command(source, label)}"
             raise ManifestError("no Parquet file in the folder", where=source, fix=fix)

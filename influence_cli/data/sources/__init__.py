@@ -16,11 +16,11 @@ from influence_cli.data.request import Columns
 from influence_cli.data.sources.huggingface import read_saved_dataset
 from influence_cli.data.sources.image_folder import metadata_files, read_image_folder, read_metadata_folder
 from influence_cli.data.sources.npz import read_npz
-from influence_cli.data.sources.parquet import read_parquet
+from influence_cli.data.sources.parquet import read_parquet, source_files
 from influence_cli.data.sources.protocol import Source
 from influence_cli.data.sources.tabular import read_frame, read_text_table
 from influence_cli.data.sources.text_files import TEXT_TABLES, refuse_options
-from influence_cli.data.tables import check_regular, parquet_in
+from influence_cli.data.tables import check_regular
 from influence_cli.errors import ManifestError
 
 
@@ -57,7 +57,7 @@ def open_source(source: Any, columns: Columns) -> Source:
     refuse_options(columns, ("sheet", "delimiter", "encoding"), path)
     if is_saved(where):
         return read_saved_dataset(where, columns)
-    if where.suffix == ".parquet" or (folder and parquet_in(where)):
+    if where.suffix == ".parquet" or (folder and source_files(where)):
         return read_parquet(where, columns)
     if folder:
         described = metadata_files(where)

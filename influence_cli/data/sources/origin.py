@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.huggingface import dataset_files
+from influence_cli.data.sources.parquet import source_files
 from influence_cli.data.sources.protocol import Source
-from influence_cli.data.tables import parquet_files
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import file_digest
 from influence_cli.store.keys import canonical_json, fingerprint, parse_json
@@ -111,6 +111,6 @@ def content_digest(path: Path, form: str) -> str | None:
         return None
     if path.is_file():
         return file_digest(path)
-    files = parquet_files(str(path)) if form == "parquet" else dataset_files(path)
+    files = source_files(path) if form == "parquet" else dataset_files(path)
     named = [[file.relative_to(path).as_posix(), file_digest(file)] for file in files]
     return fingerprint("source", 1, files=named)

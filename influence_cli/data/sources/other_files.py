@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from influence_cli.data.earlier import MANIFESTS, kind_of
 from influence_cli.data.folders import Passed
 from influence_cli.data.sources.protocol import LeftOut
 
@@ -51,7 +52,8 @@ def files_left_out(files: Iterable[Path], root: Path, why_image: str, why: str |
     found: dict[tuple[str, str], list[Path]] = {}
     for file in files:
         suffix = file.suffix.lower()
-        found.setdefault((suffix, why_image if is_read(file) else why or _reason(file, suffix)), []).append(file)
+        reason = why_image if is_read(file) else _of_ours(file, suffix) or why or _reason(file, suffix)
+        found.setdefault((suffix, reason), []).append(file)
     rare = sorted((key for key in found if key[1] == _NO_IMAGE), key=lambda key: -len(found[key]))[MOST:]
     if len(rare) > 1:
         found[_MANY_SUFFIXES, _NO_IMAGE] = [file for key in rare for file in found.pop(key)]
@@ -61,6 +63,15 @@ def files_left_out(files: Iterable[Path], root: Path, why_image: str, why: str |
         what = f"{counted(len(group), 'file')} {suffix or 'without a suffix'}"
         parts.append(LeftOut(what, f"{reason} ({first}{', ...' if len(group) > 1 else ''})"))
     return parts
+
+
+def _of_ours(file: Path, suffix: str) -> str | None:
+    """What a Parquet file of ours is; None of any other file."""
+    kind = kind_of(file) if suffix == ".parquet" else None
+    if kind is None:
+        return None
+    alone = ": give it alone, by its name, where it is what is meant" if kind in MANIFESTS else ""
+    return f"a {kind} that influence has written, and no part of the source{alone}"
 
 
 def _reason(file: Path, suffix: str) -> str:
@@ -97,6 +108,7 @@ def passed_by(passed: Passed, root: Path) -> list[LeftOut]:
         parts.append(LeftOut(f"folder {name}" if number == 1 else f"{number:,} folders {name}", why))
     if passed.files:
         parts.append(LeftOut(f"{counted(passed.files.total(), 'file')} {few(sorted(passed.files))}", why))
+    parts += [LeftOut(f"folder {path.relative_to(root).as_posix()}", "a store of influence") for path in passed.stores]
     loops = [path.relative_to(root).as_posix() for path in passed.loops]
     return parts + [LeftOut(f"folder {path}", "a link to a folder that it stands in itself") for path in loops]
 

@@ -8,21 +8,37 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from influence_cli.data.earlier import MANIFESTS, kind_of
 from influence_cli.data.folders import walk
 from influence_cli.data.partitions import folder_of, names_in_folders
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.chunks import Chunk
 from influence_cli.data.sources.label_columns import label_columns
-from influence_cli.data.sources.other_files import files_left_out, passed_by
+from influence_cli.data.sources.other_files import files_left_out, is_read, passed_by
 from influence_cli.data.sources.protocol import ID_NAMES, KEPT, LABEL_NAMES, LeftOut, Source, one_numbering, pick
 from influence_cli.data.sources.tabular import class_names, table_source
 from influence_cli.data.splits import split_of_file
-from influence_cli.data.tables import parquet_files, read_batches, read_schema, refuse_twins
+from influence_cli.data.tables import parquet_files, parquet_in, read_batches, read_schema, refuse_twins
+
+
+def source_files(path: Path) -> list[Path]:
+    """The Parquet file, or those of a folder that hold its rows: not what we have written into the folder since.
+
+    Manifests of ours are its rows where there are neither other Parquet files nor images.
+    """
+    if not path.is_dir():
+        return parquet_files(str(path))
+    files = parquet_in(path)
+    own = {file: kind for file in files if (kind := kind_of(file)) is not None}
+    others = [file for file in files if file not in own]
+    if not others and not any(is_read(file) for file in walk(path)[0].everything()):
+        others = [file for file in files if own[file] in MANIFESTS]
+    return parquet_files(str(path), taken=others) if others else []
 
 
 def read_parquet(path: Path, columns: Columns) -> Source:
     """A Parquet file or folder; names such as ``train-00000-of-00002.parquet``, or ``split=train``, say the split."""
-    files = parquet_files(str(path))
+    files = source_files(path)
     unasked, stems = _unasked(files, columns), Counter(file.stem for file in files)
     classes = one_numbering({str(file): class_names(read_schema(file), columns) for file in files})
     for file in files:
