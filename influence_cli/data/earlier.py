@@ -99,7 +99,7 @@ def _kind_of_table(names: Sequence[str], first: dict[str, Any] | None) -> str | 
     names = tuple(n for n in names if n != MARK)
     if first is not None and not _KEY.fullmatch(str(first.get("row_key"))):
         return None
-    if names in (("id", "row_key"), ("id", "row_key", "checksum")):
+    if names in (("id", "row_key"), ("id", "row_key", "checksum"), ("id", "row_key", "line", "checksum")):
         return BASELINE
     if names == _EDITS:
         return EDITS

@@ -28,7 +28,7 @@ from influence_cli.data.request import IngestRequest
 from influence_cli.errors import InfluenceError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.settings import parse_budget, parse_numbers, parse_share, parse_sizes
-from influence_cli.stages.curate.known_rows import read_baseline
+from influence_cli.stages.curate.baseline import read_baseline
 from influence_cli.store.files import DamagedFile, read_tensors
 from influence_cli.store.sealed import parsed_object
 

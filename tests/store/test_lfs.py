@@ -13,7 +13,7 @@ from influence_cli.cli.settings.settings_file import read_file
 from influence_cli.data.sources.huggingface import read_description
 from influence_cli.errors import InfluenceError
 from influence_cli.model.checkpoints import find_checkpoint
-from influence_cli.stages.curate.known_rows import read_baseline
+from influence_cli.stages.curate.baseline import read_baseline
 from influence_cli.stages.evaluate.truth import read_ids
 from influence_cli.store.lfs import POINTER, WHAT
 

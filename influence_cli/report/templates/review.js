@@ -109,6 +109,17 @@ function undo() {
   if (place >= 0) go(place);
 }
 
+// CRC-32 of what was decided, so that a line that is lost from the file is noticed
+function checksum(made) {
+  const parts = made.map((d) => [d.id, d.row_key, d.decision, d.label ?? ""].join("\u0000"));
+  let crc = -1;
+  for (const byte of new TextEncoder().encode(parts.join("\n"))) {
+    crc ^= byte;
+    for (let k = 0; k < 8; k++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ((crc ^ -1) >>> 0).toString(16).padStart(8, "0");
+}
+
 function save() {
   const made = [];
   for (const k of rows.keys()) {
@@ -121,7 +132,8 @@ function save() {
     }
   }
   const about = {schema_version: 1, made_by: "influence", table: data.fingerprint, column: data.column, manifest: data.manifest,
-    rows: total, undecided: total - made.length, decisions: made};
+    rows: total, undecided: total - made.length, decisions: made,
+    checksum: checksum(made)};
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(about, null, 1) + "\n"], {type: "application/json"}));
   link.download = "decisions.json";

@@ -7,6 +7,7 @@ label that was chosen; a row without a decision stays as it is.
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,26 @@ def _read(path: str, scores: ScoreTable) -> tuple[list[Decision], list[str]]:
     if not isinstance(value, dict) or not isinstance(value.get("decisions"), list):
         raise UsageError("no list of decisions", where=path, fix=SAVE)
     decisions = [_decision(k, entry, path, scores) for k, entry in enumerate(value["decisions"], 1)]
+    _check_whole(value, decisions, path)
     return decisions, _made_of_another(value, scores)
+
+
+def _check_whole(value: dict[str, Any], decisions: list[Decision], path: str) -> None:
+    """Refuse (UsageError) a file that lacks decisions which the page saved, or has others."""
+    rows, undecided = value.get("rows"), value.get("undecided")
+    fix = "save them from the page again; if you have edited the file, take {} out of it"
+    if type(rows) is int and type(undecided) is int and rows - undecided != len(decisions):
+        what = f"{rows - undecided:,} decisions were saved, and {len(decisions):,} are in the file"
+        raise UsageError(what, where=path, fix=fix.format("rows, undecided and checksum"))
+    if "checksum" in value and value["checksum"] != _checksum(decisions):
+        what = "the decisions are not those that were saved: the checksum differs"
+        raise UsageError(what, where=path, fix=fix.format("checksum"))
+
+
+def _checksum(decisions: list[Decision]) -> str:
+    """CRC-32 of decisions, as the page has it: a browser has no better one for a page of a file."""
+    lines = ["\0".join((d.id, d.row_key, d.decision, "" if d.label is None else str(d.label))) for d in decisions]
+    return f"{zlib.crc32(chr(10).join(lines).encode(errors='replace')):08x}"
 
 
 def _made_of_another(value: dict[str, Any], scores: ScoreTable) -> list[str]:

@@ -14,9 +14,7 @@ manifest that new rows are held against.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,9 @@ from influence_cli.data.outputs import Output, check_outputs, write_output
 from influence_cli.errors import InfluenceError, ManifestError, ModelError, UsageError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.model.run_folder import RunFolder
+from influence_cli.stages.curate.baseline import baseline_of, read_baseline
 from influence_cli.stages.curate.score_table import ScoreTable
 from influence_cli.store.keys import hex_of
-from influence_cli.store.lfs import refuse_pointer
-from influence_cli.store.remote import local
-from influence_cli.store.sealed import CHECKSUM, checksum_of, sealed
 
 Mask = NDArray[np.bool_]
 STEADY = 5  # calibration rows that have to score as low as a row, so that no single one of them decides
@@ -142,22 +138,20 @@ def calibration_keys(scores: ScoreTable, unused: bool) -> Counter[str]:
 
 def write_baseline(scores: ScoreTable, path: str) -> int:
     """Accept every train row as it is, by row key: an edited row comes back to the gate."""
-    lines = [
-        json.dumps(sealed({"id": i, "row_key": k}), ensure_ascii=False)
-        for i, k in sorted(zip(scores.train.ids, hex_of(scores.scored.keys), strict=True))
-    ]
+    rows = sorted(zip(scores.train.ids, hex_of(scores.scored.keys), strict=True))
     check_outputs([Output("--write-baseline", path, BASELINE)], scores.manifest.files)
-    write_output(path, BASELINE, ("\n".join(lines) + "\n").encode())
-    return len(lines)
+    write_output(path, BASELINE, baseline_of(rows))
+    return len(rows)
 
 
 def accepted_keys(scores: ScoreTable, baseline: str | None, against: Any) -> tuple[set[str], tuple[str, ...]]:
     """Row keys of the rows of the baseline and of the manifest ``against``, and what is to be said of them."""
-    keys, notes = read_baseline(baseline), ()
+    keys, said = read_baseline(baseline)
+    notes = () if said is None else (said,)
     if against is not None:
         rows, bad = _keys_of(against, scores)
         keys |= rows
-        notes = (f"{bad:,} rows of {against} cannot be used, and accept nothing",) if bad else ()
+        notes += (f"{bad:,} rows of {against} cannot be used, and accept nothing",) if bad else ()
     return keys, notes
 
 
@@ -174,36 +168,3 @@ def _keys_of(against: Any, scores: ScoreTable) -> tuple[set[str], int]:
         raise ManifestError(what, where=other.source, fix="give --against a manifest of the same task")
     other = numbered_as(other, here.classes, here.source)
     return set(hex_of(other.all_rows().row_keys)), len(other.bad)
-
-
-def read_baseline(path: str | None) -> set[str]:
-    """Row keys of the accepted rows; every line must be one, and no id may be there twice."""
-    if path is None:
-        return set()
-    file = local(path)
-    refuse_pointer(file)
-    keys: dict[str, str] = {}
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # an id may hold other line ends
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                name, key = _accepted(line, number)
-                if name in keys:
-                    raise ValueError(f"line {number}: id={name} is there twice")
-                keys[name] = key
-    except (OSError, ValueError, RecursionError) as error:
-        what = error.strerror or error if isinstance(error, OSError) else error
-        fix = "name a file that `influence curate SCORES --write-baseline FILE` made, as it made it"
-        raise UsageError(f"the baseline cannot be read ({what})", where=path, fix=fix) from error
-    return set(keys.values())
-
-
-def _accepted(line: str, number: int) -> tuple[str, str]:
-    """The id and row key in a line of a baseline; a line without a checksum is one of before there were any."""
-    value = json.loads(line)
-    name, key = (value.get("id"), value.get("row_key")) if isinstance(value, dict) else (None, None)
-    if not isinstance(name, str) or not isinstance(key, str) or not re.fullmatch("[0-9a-f]{32}", key):
-        raise ValueError(f'line {number} is no {{"id": ..., "row_key": 32 hex digits}}')
-    if CHECKSUM in value and value[CHECKSUM] != checksum_of(value):
-        raise ValueError(f"line {number}, id={name}, is not as it was written: its checksum differs")
-    return name, key

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,19 @@ def test_decisions_of_another_manifest_are_taken_with_a_word(folder: Path) -> No
         assert (f"another manifest (ffffffffffff, and this one is {own[:12]})" in " ".join(ran.err.split())) == said
         for name in ("c.parquet", "e.parquet"):
             (folder / name).unlink()
+
+
+def test_a_file_of_decisions_that_lacks_one_or_has_another_is_refused(folder: Path) -> None:
+    made = [decision(folder, 0, "drop"), decision(folder, 1, "relabel", label=1), decision(folder, 2, "keep")]
+    lines = "\n".join("\0".join([d["id"], d["row_key"], d["decision"], str(d.get("label", ""))]) for d in made)
+    about = {"rows": 10, "undecided": 7, "decisions": made, "checksum": f"{zlib.crc32(lines.encode()):08x}"}
+    ran, _ = applied(folder, about)
+    assert "decisions: 1 keep, 1 drop, 1 relabel" in ran.err
+    (folder / "c.parquet").unlink()
+    refused(folder, {**about, "decisions": made[1:]}, "3 decisions were saved, and 2 are in the file")
+    changed = [made[0], {**made[1], "label": 0}, made[2]]
+    refused(folder, {**about, "decisions": changed}, "not those that were saved: the checksum differs")
+    del about["checksum"]  # of an earlier version
+    applied(folder, about)
+    (folder / "c.parquet").unlink()
+    refused(folder, {**about, "decisions": made[:2]}, "3 decisions were saved, and 2 are in the file")

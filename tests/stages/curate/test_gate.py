@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.errors import UsageError
+from influence_cli.stages.curate.baseline import baseline_of, read_baseline
 from influence_cli.stages.curate.gate import check
-from influence_cli.stages.curate.known_rows import p_values, read_baseline
+from influence_cli.stages.curate.known_rows import p_values
 from influence_cli.stages.curate.request import CurateRequest, GateRequest
 from influence_cli.stages.curate.score_table import read_scores
 from influence_cli.store.sealed import sealed
@@ -180,27 +181,62 @@ def test_a_baseline_is_sorted_and_exactly_the_train_rows(pull_request: Path) -> 
     lines = [json.loads(line) for line in (pull_request / "baseline.jsonl").read_text().splitlines()]
     rows = pq.read_table(pull_request / "accepted.parquet").to_pylist()
     wanted = sorted(({"id": r["id"], "row_key": r["row_key"].hex()} for r in rows), key=lambda v: v["id"])
-    assert lines == [sealed(line) for line in wanted]
-    assert len(lines) == 200
+    assert lines[:-1] == [sealed({**line, "line": k}) for k, line in enumerate(wanted, 1)]
+    assert (len(lines), lines[-1]["lines"]) == (201, 200)
 
 
 def test_every_damaged_byte_of_a_baseline_is_named_or_changes_nothing(tmp_path: Path) -> None:
-    written = [sealed({"id": f"r{k}", "row_key": f"{k:032x}"}) for k in (7, 8)]
-    raw = "".join(json.dumps(line) + "\n" for line in written).encode()
-    whole, path = {line["row_key"] for line in written}, tmp_path / "b.jsonl"
+    raw = baseline_of([("r7", f"{7:032x}"), ("r8", f"{8:032x}")])
+    whole, path = {f"{k:032x}" for k in (7, 8)}, tmp_path / "b.jsonl"
     path.write_bytes(raw)
-    assert read_baseline(str(path)) == whole
+    assert read_baseline(str(path)) == (whole, None)
     refused = 0
     for at in range(len(raw)):
         for bit in range(8):
             path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
             try:
-                assert read_baseline(str(path)) == whole
+                assert read_baseline(str(path)) == (whole, None)
             except UsageError as error:
                 refused += "b.jsonl" in str(error)
-    assert refused > 0.9 * 8 * len(raw)  # what is left is white space, and the name of the checksum
-    path.write_text("".join(json.dumps({k: line[k] for k in ("id", "row_key")}) + "\n" for line in written))
-    assert read_baseline(str(path)) == whole  # of before lines had one
+    assert refused > 0.9 * 8 * len(raw)  # what is left is white space
+    for end in range(len(raw) - 1):  # cut anywhere, even after a line; the last line end means nothing
+        path.write_bytes(raw[:end])
+        try:
+            found, said = read_baseline(str(path))
+            assert (found, "write it again" in str(said)) == (set(), True)
+        except UsageError as error:
+            refused += "b.jsonl" in str(error)
+
+
+def test_lines_that_are_lost_twice_or_of_another_baseline_are_named(tmp_path: Path) -> None:
+    lines = baseline_of([(f"r{k}", f"{k:032x}") for k in range(4)]).decode().splitlines()
+    other = baseline_of([(f"r{k}", f"{k:031x}f") for k in range(4)]).decode().splitlines()
+    path = tmp_path / "b.jsonl"
+
+    def refused(*rest: str) -> str:
+        path.write_text("\n".join(rest) + "\n")
+        with pytest.raises(UsageError) as caught:
+            read_baseline(str(path))
+        return caught.value.what
+
+    assert "line 3 of 4, after id=r1, before id=r3 is missing)" in refused(*lines[:2], *lines[3:])
+    assert "line 1 of 4 is missing and 1 more" in refused(*lines[2:])
+    assert "line 4 of 4, after id=r2 is missing" in refused(*lines[:3], lines[4])
+    assert "its last line, which says how many there are, is missing after line 4" in refused(*lines[:4])
+    assert "id=r2 is there twice" in refused(*lines[:3], lines[2], *lines[3:])
+    assert "a line is not of this file" in refused(*lines[:2], other[2], *lines[3:])
+    assert "says once more" in refused(*lines, lines[-1])
+    path.write_text("\n".join([*lines[::-1], json.dumps({"id": "own", "row_key": "f" * 32})]))
+    assert read_baseline(str(path)) == ({*(f"{k:032x}" for k in range(4)), "f" * 32}, None)  # a line of one's own
+
+
+def test_baselines_of_before_are_read_with_a_word(tmp_path: Path) -> None:
+    path, line = tmp_path / "b.jsonl", {"id": "r7", "row_key": f"{7:032x}"}
+    for written in (line, sealed(line)):
+        path.write_text(json.dumps(written) + "\n")
+        keys, said = read_baseline(str(path))
+        assert keys == {line["row_key"]}
+        assert "write it again" in str(said)
 
 
 @pytest.mark.parametrize("text", ["not json\n", '{"id": "a"}\n', "[1]\n", "3\n"])
@@ -266,7 +302,7 @@ def effects(tmp_path_factory: pytest.TempPathFactory, digits: Path, digits_run: 
 
 def test_a_threshold_flags_new_rows_by_effect_and_needs_no_calibration(effects: Path) -> None:
     rows = pq.read_table(effects / "scores.parquet").to_pylist()
-    accepted = {json.loads(line)["row_key"] for line in (effects / "baseline.jsonl").read_text().splitlines()}
+    accepted, _ = read_baseline(str(effects / "baseline.jsonl"))
     new = [r for r in rows if r["row_key"].hex() not in accepted]
     assert len(new) == 20
     bound = -float(np.median([r["effect"] for r in new if r["effect"] < 0]))
