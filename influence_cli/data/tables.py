@@ -159,8 +159,10 @@ def differing(schema: pa.Schema, other: pa.Schema) -> str:
     return ", ".join(sorted(odd, key=lambda n: (n in here and n in there, n)))
 
 
-def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
+def read_table(source: Any, columns: list[str] | None = None, whole: bool = False) -> pa.Table:
     """A table with its schema metadata; .csv and .jsonl are read by suffix; a table in memory is itself.
+
+    With ``whole`` damage in columns of Parquet that are not asked for is noticed too.
 
     Raises:
         ManifestError: it cannot be read.
@@ -175,7 +177,7 @@ def read_table(source: Any, columns: list[str] | None = None) -> pa.Table:
     source = str(source)
     suffix = Path(source).suffix
     if suffix not in (".csv", ".jsonl"):
-        return concatenated([read_parquet(file, columns) for file in parquet_files(source)], source)
+        return concatenated([read_parquet(file, columns, whole) for file in parquet_files(source)], source)
     file = local(source)
     check_regular(str(file))
     try:
@@ -204,10 +206,10 @@ def read_schema(file: Path) -> pa.Schema:
         return schema_with_folders(file, plain_schema(read_parquet_schema(file)))
 
 
-def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file's table.  Raises ManifestError: it is damaged."""
+def read_parquet(file: Path, columns: list[str] | None = None, whole: bool = False) -> pa.Table:
+    """A Parquet file's table, looked at ``whole`` or as far as is asked for.  Raises ManifestError: it is damaged."""
     with _damage_named(file):
-        table = plain_table(read_parquet_table(file, own_columns(file, columns)), str(file))
+        table = plain_table(read_parquet_table(file, own_columns(file, columns), whole), str(file))
         return with_folders(file, table, columns)
 
 

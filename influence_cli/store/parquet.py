@@ -176,12 +176,15 @@ def read_parquet_schema(file: Path) -> pa.Schema:
         return plain_schema(reader.schema_arrow)
 
 
-def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table:
+def read_parquet_table(file: Path, columns: list[str] | None = None, whole: bool = False) -> pa.Table:
     """The rows, some columns or all; DamagedFile where they cannot be read, or are not as they were written.
 
-    They are read some row groups at a time: a whole column is built in twice the memory that it takes.
+    They are read some row groups at a time: a whole column is built in twice the memory that it takes.  With ``whole``
+    the columns of a sealed file that are not asked for are looked at too, and let go.
     """
     with _opened(file, streamed=True) as (reader, seal):
+        if whole and columns is not None and seal is not None:
+            _check_others(reader, seal, columns)
         parts = [reader.read_row_groups([], columns=columns)]  # their types
         checks = _ValueChecks(parts[0].schema, () if seal is None else seal["columns"])
         for groups in _groups_together(reader):
@@ -193,6 +196,16 @@ def read_parquet_table(file: Path, columns: list[str] | None = None) -> pa.Table
         if table.nbytes > LARGE:
             trim_memory()
         return table.replace_schema_metadata(plain_schema(table.schema).metadata)
+
+
+def _check_others(reader: pq.ParquetFile, seal: dict[str, Any], columns: list[str]) -> None:
+    """Refuse (DamagedFile) values of columns that are not asked for, which are held a group of rows at a time."""
+    names = [name for name, _, digest in seal["columns"] if digest is not None and name not in columns]
+    for name in names:
+        checks = _ValueChecks(reader.schema_arrow, [e for e in seal["columns"] if e[0] == name])
+        for group in range(reader.num_row_groups):
+            checks.update(reader.read_row_group(group, columns=[name], use_threads=False))
+        checks.close()
 
 
 class _ValueChecks:

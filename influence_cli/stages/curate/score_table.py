@@ -55,7 +55,8 @@ def read_scores(request: CurateRequest, lean: bool = False) -> ScoreTable:
         UsageError: no manifest can be found, or the column is not there.
         ManifestError: the manifest is not the one that was scored.
     """
-    table, where = read_table(request.scores, _read(request.scores) if lean else None), shown(request.scores)
+    where, columns = shown(request.scores), _read(request.scores) if lean else None
+    table = read_table(request.scores, columns, whole=True)
     for needed in ("id", "row_key"):
         if needed not in table.column_names:
             raise ManifestError(f"no column {needed!r}", where=where, fix="give a table that `score` wrote")

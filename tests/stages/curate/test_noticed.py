@@ -1,17 +1,21 @@
-"""Slips in what curates that no test had noticed (``python -m tests.hardening.mutants``)."""
+"""Slips in what curates, and damage, that nothing had noticed (``python -m tests.hardening.mutants``)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.data.row_checks import BadRow
 from influence_cli.errors import ManifestError
 from influence_cli.stages.curate import gate, undo, usual_values
+from influence_cli.stages.curate.score_table import _read
+from tests.cases import call_cli
 
 
 def test_rows_of_val_and_test_that_cannot_be_used_are_not_the_gates() -> None:
@@ -43,3 +47,22 @@ def test_every_number_of_a_row_is_held_against_its_own_range() -> None:
         ("x", "0.5", False), ("y", "10.5", False), ("z", "25", True),
     ]  # fmt: skip
     assert found["z"].usual == "20 to 21"
+
+
+@pytest.mark.parametrize("column", ["label", "loss", "margin"])
+def test_damage_in_a_column_that_no_edit_needs_is_noticed(column: str, scored: Path, tmp_path: Path) -> None:
+    raw, path = bytearray(scored.read_bytes()), tmp_path / "s.parquet"
+    group = pq.read_metadata(scored).row_group(0)
+    (place,) = (
+        group.column(k).data_page_offset + group.column(k).total_compressed_size // 2
+        for k in range(group.num_columns)
+        if group.column(k).path_in_schema == column
+    )
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    assert column not in (_read(path) or ())
+    ran = call_cli("curate", path, "-o", "c.parquet", cwd=tmp_path)
+    assert ran.code == 2
+    assert "damaged Parquet" in ran.err
+    assert "s.parquet" in ran.err
+    assert not (tmp_path / "c.parquet").exists()
