@@ -42,6 +42,11 @@ def give_back_freed_memory() -> bool:
     return tell_allocator(SLACK, COLUMN)
 
 
+def in_a_command() -> bool:
+    """Whether this process is a command of ours, and not a program that calls us."""
+    return bool(give_back_freed_memory.cache_info().currsize)
+
+
 def trim_memory() -> None:
     """Give back what is free within the heap, after many small pieces of a large thing were freed.
 
@@ -50,6 +55,6 @@ def trim_memory() -> None:
     trim = _of_c("malloc_trim")
     if trim is None:
         return
-    if give_back_freed_memory.cache_info().currsize:
+    if in_a_command():
         tell_allocator(SLACK, COLUMN)
     trim(0)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from influence_cli.cli import streams
 from influence_cli.errors import InfluenceError, disk_full, printable
+from influence_cli.memory import give_back_freed_memory
 from influence_cli.processes import lead
 from influence_cli.processes.group import PeerLost
 from influence_cli.processes.seat import Seat, divides, seat
@@ -107,6 +108,7 @@ def _help_out(arguments: list[str], place: Seat) -> int:
     """Do what the first process hands out; it says what there is to say, but for errors that it cannot know of."""
 
     def follow() -> int:
+        give_back_freed_memory()
         try:
             lead.follow(place)
         except PeerLost:

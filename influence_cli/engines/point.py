@@ -26,6 +26,7 @@ from influence_cli.errors import ModelError
 from influence_cli.maths.forward_mode import FORWARD_MODE
 from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
+from influence_cli.model.lean_imports import look_up_dtensor
 from influence_cli.model.named_tensors import as_argument, mapped
 from influence_cli.model.parameters import in_precision, pulled, select_parameters
 
@@ -144,6 +145,7 @@ class Point:
         """
         check_evaluation_mode(model)
         keep_freed_memory()
+        look_up_dtensor()
         self.device, self.dtype = device, DTYPES[precision]
         self.model = in_precision(model.to(device=device), self.dtype)
         self.recurrent = is_recurrent(model)

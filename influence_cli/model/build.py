@@ -14,6 +14,7 @@ from influence_cli.errors import ModelError, disk_full, nearest
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.examples import blank_input, to_input
+from influence_cli.model.lean_imports import import_timm
 from influence_cli.model.logit_layer import HEAD
 from influence_cli.model.named_tensors import as_argument, from_arrays
 from influence_cli.model.parameters import in_precision
@@ -33,8 +34,7 @@ def timm_config(name: str) -> dict[str, Any]:
         _known_to_torchvision(name)
         sizes = {"shape": [3, 224, 224], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         return {**sizes, "interpolation": "bilinear", "crop": 0.875}
-    import timm
-
+    timm = import_timm()
     _known_to_timm(name)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None:
@@ -49,8 +49,7 @@ def timm_config(name: str) -> dict[str, Any]:
 
 
 def _known_to_timm(name: str) -> None:
-    import timm
-
+    timm = import_timm()
     if not timm.is_model(name.split(".")[0]):
         known = timm.list_models()
         raise ModelError(f"unknown model {name!r}", fix=nearest(name, [*known, "linear", "mlp:128"])[:200])
@@ -197,8 +196,7 @@ def _build(spec: ModelSpec, pretrained: bool) -> nn.Module:
         if pretrained:
             raise ModelError("--pretrained is for timm models", fix="name timm's model, or pass --init CHECKPOINT")
         return get_model(spec.name.removeprefix(TORCHVISION), weights=None, num_classes=spec.num_classes)
-    import timm
-
+    timm = import_timm()
     _known_to_timm(spec.name)
     arguments: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.shape[0]}
     config = timm.get_pretrained_cfg(spec.name, allow_unregistered=True)

@@ -25,6 +25,7 @@ class Job:
 
     lockstep: ClassVar[bool] = False  # whether processes wait for each other inside, so that an error ends this one...
     alike: ClassVar[tuple[type[Exception], ...]] = ()  # ... but for those that all of them come to at once
+    ahead: ClassVar[bool] = False  # whether it is announced, and only prepares who does it
     here: Any = None  # of the leader, which has opened already what the others open
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,10 +96,23 @@ class Group(ABC):
         assert found is not None
         return found
 
+    def announce(self, job: Job) -> None:
+        """Have the others do a job that prepares them, while this process goes on.  Of the leader alone.
+
+        What goes wrong in it they keep to themselves: who needs what it was to prepare comes to the same error.
+        """
+        self._handed(job)
+        self.jobs, self.divided = self.jobs + 1, 0
+
     def serve(self) -> None:
         """Do the jobs that the leader hands out, until there are no more."""
         while (job := self._handed(None)) is not None:
-            self._do(job)
+            if not job.ahead:
+                self._do(job)
+                continue
+            self.jobs, self.divided = self.jobs + 1, 0
+            with contextlib.suppress(Exception):
+                job.part(self)
 
     def end(self) -> None:
         """There are no more jobs."""

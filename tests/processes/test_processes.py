@@ -24,7 +24,8 @@ from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.counterfactuals import by_processes
 from influence_cli.stages.evaluate.counterfactuals.counterfactuals import counterfactuals
 from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
-from influence_cli.stages.grads import passes
+from influence_cli.stages.grads import passes, same_run
+from influence_cli.stages.grads.same_run import open_ahead
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.stages.run.open import open_run
@@ -63,6 +64,52 @@ def test_an_error_in_any_process_is_the_leaders_and_the_others_wait_for_more() -
 
     found, _ = together(3, lead)
     assert sorted(k for part in found for k in part) == list(range(5))
+
+
+class Prepares(Job):
+    """Others note that they did it, and some cannot."""
+
+    ahead = True
+
+    def part(self, group: Group) -> None:
+        group.opened["prepared"] = True
+        if group.rank == 2:
+            raise ManifestError("not here", where="b.parquet", fix="none")
+
+
+def test_what_is_announced_is_done_by_the_others_and_what_fails_there_ends_nothing() -> None:
+    def lead(group: ThreadGroup) -> list[Any]:
+        group.announce(Prepares())
+        return group.share(Adds(20))
+
+    found, groups = together(3, lead)
+    assert sorted(k for part in found for k in part) == list(range(20))
+    assert [group.opened for group in groups] == [{}, {"prepared": True}, {"prepared": True}]
+    assert [group.jobs for group in groups] == [2, 2, 2]
+
+
+def test_a_run_that_was_opened_ahead_is_not_opened_again(
+    digits: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, _ = scores_of(digits, digits_run, tmp_path / "alone", None, ("ip",))
+    opened = list[Path]()
+
+    def counted(inputs: Inputs, *more: Any) -> Any:
+        opened.append(Path(str(inputs.manifest)))
+        return open_run(inputs, *more)
+
+    def lead(group: ThreadGroup) -> pa.Table:
+        session = Session.open(Runtime(store=str(tmp_path / "s"), batch_size=16))
+        session.group = group
+        inputs, spec = Inputs(str(digits), checkpoint=str(digits_run), skip_bad=True), GradSpec(methods=("ip",))
+        open_ahead(inputs, spec, session)
+        return score(open_run(inputs, spec, session), session)[0]
+
+    monkeypatch.setattr(same_run, "open_run", counted)
+    shared, groups = together(3, lead)
+    assert apart(alone, shared) <= 1e-6
+    assert opened == [digits, digits]  # once in each of the two others
+    assert groups[0].jobs > 2
 
 
 def test_who_a_process_is_comes_from_torchrun_and_each_comes_to_the_same_answer() -> None:

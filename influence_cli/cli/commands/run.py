@@ -221,6 +221,7 @@ def _open(settings: Settings, result: ResultOptions, pairs: bool = False) -> tup
         UsageError: the table on the way in is of other content.
     """
     from influence_cli.data.write_tables import check_suffix
+    from influence_cli.stages.grads.same_run import open_ahead
     from influence_cli.stages.run.input_said import say_input
     from influence_cli.stages.run.open import open_run
     from influence_cli.stages.run.session import Session
@@ -233,7 +234,10 @@ def _open(settings: Settings, result: ResultOptions, pairs: bool = False) -> tup
     manifest, origin = _manifest(settings)
     session = Session.open(runtime_of(settings), terminal(), remember=not result.dry_run)
     effects = PAIRS if pairs else ""
-    run = open_run(inputs_of(settings, manifest), settings.make(GradSpec), session, effects)
+    inputs, spec = inputs_of(settings, manifest), settings.make(GradSpec)
+    if not effects:
+        open_ahead(inputs, spec, session)
+    run = open_run(inputs, spec, session, effects)
     _check_origin(settings, run, origin or {})
     say_input(run, session)
     insisted = frozenset(name for name in ("params", "precision") if settings.explicit(name))

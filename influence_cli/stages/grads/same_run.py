@@ -22,6 +22,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.grads.member_model import MemberModel, Models
 from influence_cli.stages.run.backbone_run import features_run
 from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.plan import missing_work
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.run.within_limits import with_rows
@@ -61,12 +62,11 @@ class SameRun:
     @staticmethod
     def of(run: Run, session: Session) -> SameRun:
         """What another process is told of a run."""
-        runtime = replace(session.runtime, store=str(session.store.root.absolute()))
         of_features = run.backbone is None and run.inputs.features is not None
         bad, members = tuple(run.manifest.bad), dict(run.members_of)
         kept = run.train.index if (run.manifest.splits == LATER).any() else None
         told = (bad, members, of_features, len(run.train), _digest(run), kept, outside_allowed())
-        return SameRun(run.inputs, run.spec, runtime, *told)
+        return SameRun(run.inputs, run.spec, _told(session), *told)
 
     def open(self, group: Group) -> Opened:
         """The run here, and its session, on which nobody is told anything.
@@ -74,14 +74,7 @@ class SameRun:
         Raises:
             UsageError: its rows are not the leader's.
         """
-        settings = (self.inputs, self.spec, self.runtime)
-        known: Opened | None = group.opened.get(PLACE)
-        if known is None or known.settings != settings:
-            session = Session.open(_here(self.runtime, group), SILENT, remember=False)
-            session.group = group
-            with allowing_outside(self.outside):
-                run = open_run(self.inputs, self.spec, session)
-            known = group.opened[PLACE] = Opened(settings, run, session, Models(run, session))
+        known = _opened(group, (self.inputs, self.spec, self.runtime), self.outside)
         run, seen = known.run, {(b.row, b.id) for b in known.run.manifest.bad}
         run = run.without([b for b in self.bad if (b.row, b.id) not in seen])
         if self.kept is not None:
@@ -98,7 +91,30 @@ class SameRun:
         models = Models(run, known.session)
         models.share_weights(known.models)
         known.session.forget_folders()
-        return Opened(settings, run, known.session, models, known.at)
+        return Opened(known.settings, run, known.session, models, known.at)
+
+
+class OpeningJob(Job):
+    """Open a run, and the model that it begins with, while the leader does: ahead of the first job that needs them."""
+
+    ahead = True
+
+    def __init__(self, inputs: Inputs, spec: GradSpec, session: Session) -> None:
+        self.settings, self.outside = (inputs, spec, _told(session)), outside_allowed()
+
+    def part(self, group: Group) -> None:
+        """Have both here, where there is something to compute."""
+        opened = _opened(group, self.settings, self.outside)
+        work = missing_work(opened.run, opened.session)
+        if work:
+            opened.models.at(work[0].member)
+            opened.session.forget_folders()
+
+
+def open_ahead(inputs: Inputs, spec: GradSpec, session: Session) -> None:
+    """Have the other processes, if there are any, open a run while this one does."""
+    if session.group is not None and session.group.rank == 0 and are_named(inputs):
+        session.group.announce(OpeningJob(inputs, spec, session))
 
 
 class RunJob(Job):
@@ -142,10 +158,7 @@ def helpers(run: Run, session: Session) -> Group | None:
     group = session.group
     if group is None or session.sharing or group.rank:
         return None
-    inputs = run.inputs
-    parts = (inputs.manifest, inputs.target, inputs.fit_rows)
-    named = all(part is None or (isinstance(part, str | Path) and str(part) != "-") for part in parts)
-    if not named or inputs.task is not None:
+    if not are_named(run.inputs):
         if not group.opened.get(SAID):
             group.opened[SAID] = True
             session.listener.note(
@@ -154,6 +167,31 @@ def helpers(run: Run, session: Session) -> Group | None:
         return None
     require_model(run)
     return group
+
+
+def are_named(inputs: Inputs) -> bool:
+    """Whether all that a run is opened from is known by name to every process."""
+    parts = (inputs.manifest, inputs.target, inputs.fit_rows)
+    named = all(part is None or (isinstance(part, str | Path) and str(part) != "-") for part in parts)
+    return named and inputs.task is None
+
+
+def _opened(group: Group, settings: tuple[Inputs, GradSpec, Runtime], outside: bool) -> Opened:
+    """The run of some settings, which a process opens once."""
+    known: Opened | None = group.opened.get(PLACE)
+    if known is None or known.settings != settings:
+        inputs, spec, runtime = settings
+        session = Session.open(_here(runtime, group), SILENT, remember=False)
+        session.group = group
+        with allowing_outside(outside):
+            run = open_run(inputs, spec, session)
+        known = group.opened[PLACE] = Opened(settings, run, session, Models(run, session))
+    return known
+
+
+def _told(session: Session) -> Runtime:
+    """What another process is told of how a run is carried out."""
+    return replace(session.runtime, store=str(session.store.root.absolute()))
 
 
 def _here(runtime: Runtime, group: Group) -> Runtime:
