@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from influence_cli.engines.dual.dual import value_of
 from influence_cli.engines.point import Point, agree, differentiable_kernels
 from influence_cli.engines.self_check import AGREES, CANNOT
 from influence_cli.model.decoded import Batches
@@ -52,6 +53,7 @@ class Head:
     def __init__(self, point: Point, path: str) -> None:
         """``path`` is its name in the model of ``point``."""
         self.whole, self.path = point, path
+        self.packed = point.packs_convolutions()  # whether what lies before it is run on weights laid out once
         self.module = point.model.get_submodule(path)
         precision = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}[point.dtype]
         self.point = Point(ModuleAlone(path, self.module), "all", None, precision, point.device, point.selected)
@@ -99,7 +101,7 @@ class Head:
         )
         try:
             with torch.no_grad(), differentiable_kernels(self.whole.recurrent):
-                z = self.whole.logits(x)
+                z = self.whole.packed_logits(x) if self.packed else self.whole.logits(x)
         finally:
             hook.remove()
         if len(calls) != 1 or calls[0][2] is not z or calls[0][1] or len(calls[0][0]) != 1:
@@ -107,15 +109,15 @@ class Head:
         (h,) = calls[0][0]
         if not isinstance(h, Tensor) or len(h) != len(x):
             raise RuntimeError(f"{self.path} is not called on a tensor with a row for each of the model's")
-        return h, z
+        return value_of(h), value_of(z)
 
-    def agrees(self, x: Tensor) -> bool:
-        """Whether the module alone gives the model's logits and tangents of a few rows, one of them finite at least."""
+    def agrees(self, x: Tensor, inputs: Tensor) -> bool:
+        """Whether the module on its inputs gives the model's logits and tangents of a few rows, some of them finite."""
         generator = torch.Generator().manual_seed(0)
         u = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in self.whole.selected.items()}
         with torch.no_grad(), differentiable_kernels(self.whole.recurrent):
             expected = self.whole.one_by_one(x, [u])
-        found = self.point.outputs(self.inputs(x), [u])
+        found = self.point.outputs(inputs, [u])
         if not bool(expected[0].isfinite().all(1).any()):
             return False
         bound, most = AGREES.get(self.whole.dtype, 0.2), torch.finfo(self.whole.dtype).max
@@ -167,14 +169,17 @@ def head_of(point: Point, x: Tensor) -> Head | None:
     alone = all(name.startswith(path + ".") for name, _ in point.model.named_parameters())
     if not path or (alone and type(point.model.get_submodule(path)) is not nn.Linear):
         return None  # nothing that is worth doing once comes before it
-    try:
-        head = Head(point, path)
-        few = x if point.few is None else point.few
-        if not head.agrees(few[:ROWS]):
-            return None
-        head.point.few = None if point.few is None else head.inputs(few)
-        return head
-    except torch.OutOfMemoryError:
-        raise
-    except CANNOT:
-        return None
+    head = Head(point, path)
+    few = x[:ROWS] if point.few is None else point.few
+    for packed in (True, False) if head.packed else (False,):
+        head.packed = packed
+        try:
+            inputs = head.inputs(few)
+            if head.agrees(few[:ROWS], inputs[:ROWS]):
+                head.point.few = None if point.few is None else inputs
+                return head
+        except torch.OutOfMemoryError:
+            raise
+        except CANNOT:
+            continue
+    return None

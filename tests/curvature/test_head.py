@@ -305,3 +305,63 @@ def test_a_head_in_single_precision_is_found_too(tmp_path: Path) -> None:
 def test_rows_without_finite_logits_have_no_head_to_show() -> None:
     point = Point(Deep().double().eval().requires_grad_(False), "top.*", None, "fp64", CPU)
     assert head_of(point, torch.full((3, 5), float("nan"), dtype=torch.float64)) is None
+
+
+class Maps(nn.Module):
+    """Convolutions and BatchNorms before a linear head; on the last maps, of a pixel, most of a kernel lies outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16),
+            nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def test_weights_of_convolutions_before_the_head_are_laid_out_once() -> None:
+    torch.manual_seed(0)
+    model, x = Maps(), torch.randn(40, 3, 8, 8)
+    shake(model, x, 0)
+    with torch.no_grad():
+        expected = model.body(x)
+    head = head_of(Point(model, "head.*", None, "fp32", CPU), x)
+    assert head is not None
+    assert head.packed
+    for rows in (40, 7, 40):
+        found = head.inputs(x[:rows])
+        assert type(found) is Tensor
+        assert relative_error(found.numpy(), expected[:rows].numpy()) < 1e-5
+    assert torch.equal(head.inputs(x), head.inputs(x))
+
+
+@pytest.mark.parametrize("fault", ["cannot", "is wrong"])
+def test_where_that_way_fails_the_model_is_run_as_it_is(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def packed(self: Point, x: Tensor) -> Tensor:
+        if fault == "cannot":
+            raise RuntimeError("no such kernel")
+        return self.logits(x * 1.5)
+
+    monkeypatch.setattr(Point, "packed_logits", packed)
+    torch.manual_seed(0)
+    model, x = Maps(), torch.randn(20, 3, 8, 8)
+    shake(model, x, 0)
+    head = head_of(Point(model, "head.*", None, "fp32", CPU), x)
+    assert head is not None
+    assert not head.packed
+    with torch.no_grad():
+        assert torch.equal(head.inputs(x), model.body(x))
+
+
+def test_convolutions_in_double_precision_are_run_as_they_are() -> None:
+    torch.manual_seed(0)
+    made, x = Maps().double(), torch.randn(20, 3, 8, 8, dtype=torch.float64)
+    shake(made, x, 0)
+    head = head_of(Point(made, "head.*", None, "fp64", CPU), x)
+    assert head is not None
+    assert not head.packed
+    with torch.no_grad():
+        assert torch.equal(head.inputs(x), made.body(x))
