@@ -50,9 +50,11 @@ PARTS = {  # of the package, and the tests that are about each
     "kinds": (
         "data/kinds",
         [
-            "tests/data", "tests/exports", "tests/report/test_token_page.py", "tests/report/review",
-            *(f"tests/model/test_{name}.py" for name in ("decode", "texts", "text_numbers", "image_input", "hf_images")),
-            "tests/engines/test_attacks.py", "tests/engines/test_attacked_texts.py",
+            *(f"tests/data/test_{name}.py" for name in (
+                "image_modes", "payload_files", "new_kind", "manifest", "content_notes", "image_folder", "ingest",
+                "outside", "wrong_suffix",
+            )),
+            "tests/data/kinds", "tests/model/test_decode.py", "tests/model/test_text_numbers.py",
         ],
     ),
 }  # fmt: skip

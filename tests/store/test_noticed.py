@@ -75,3 +75,16 @@ def test_positions_are_the_same_in_buckets(monkeypatch: pytest.MonkeyPatch) -> N
     for k, key in enumerate(among):
         first.setdefault(key.tobytes(), k)
     assert shards.positions(keys, among).tolist() == [first.get(key.tobytes(), -1) for key in keys]
+
+
+def test_row_gradients_of_payloads_that_are_kept_nowhere_go_and_the_others_stay(tmp_path: Path) -> None:
+    folder = Store(tmp_path).gradients("a" * 32)
+    payloads = KEYS + np.uint8(100)
+    for key, payload in zip(KEYS, payloads, strict=True):
+        arrays = {"value": np.full((1, 3), float(key[0]), np.float32), "loss": np.zeros(1), "norms": np.zeros((1, 1))}
+        folder.write(key[None], {**arrays, "payload_keys": payload[None]}, {"layout": {"layers": []}})
+    assert folder.collect(payloads)[0] == 0
+    assert folder.collect(payloads[:1])[0] == 1
+    assert folder.missing(KEYS).tolist() == [False, True]
+    assert Store(tmp_path).gradients("a" * 32).read(KEYS[:1])["value"].tolist() == [[0.0, 0.0, 0.0]]
+    assert folder.collect(None) == (0, 0)
