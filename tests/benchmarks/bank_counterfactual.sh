@@ -3,11 +3,10 @@
 # half subsets, leave-one-out of 50 rows, removal curves and brittleness of 50 target rows; and the same with a fifth
 # of the training labels flipped.
 #   bash tests/benchmarks/bank_counterfactual.sh OUT        under five minutes on one core
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/bank/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not part of the repository)" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && cd "$1" && cp "$data" bank.parquet
 export OMP_NUM_THREADS=1
 

@@ -6,11 +6,10 @@
 # Groups: married or not (GROUP), whose gap at the model without edits is 2.7 to 5.4 standard errors on the val rows of
 # every split; the gap by the manifest's own group, age over 36, is within one.
 #   bash tests/benchmarks/bank_fairness.sh OUT
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/bank/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not part of the repository)" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1"
 export OMP_NUM_THREADS=1
 "$VENV/bin/python" "$here/tests/benchmarks/bank_fairness.py" "$data" "$1" 5 "${GROUP:-group_married}"

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Scores of tokens by bif on the small GPT of language.sh: the last part of results/bif.md.
 #   bash tests/benchmarks/bif_tokens.sh OUT        about 15 minutes of one processor
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/tinyshakespeare/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && cd "$1" && cp "$data" train.parquet
 [ -d RUN ] || influence retrain train.parquet --model gpt:2x64 -o RUN
 python - <<'PY'

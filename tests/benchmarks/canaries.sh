@@ -3,10 +3,9 @@
 # how well it finds the labels that are really wrong.  The digits of sample_data, and CIFAR-10N (5,000 rows, human
 # labels, 39 % wrong; resnet18) where it is.
 #   bash tests/benchmarks/canaries.sh OUT        a minute for the digits; CIFAR-10N a quarter of an hour on two cores
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup "[report]"; }
+installed "[report]"
 mkdir -p "$1" && cd "$1"
 
 measure() { # manifest, name, options of retrain

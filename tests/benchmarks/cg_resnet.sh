@@ -2,11 +2,10 @@
 # Conjugate gradients on all parameters of a resnet18 with 1,000 fit rows, plain and preconditioned by EKFAC (results/curvature.md).
 #   bash tests/benchmarks/cg_resnet.sh OUT [RUN]     RUN: a run folder of resnet18 on CIFAR-10N; an hour on one core
 # METHODS="cg cg-ekfac" solves by these alone, DAMPING=0.005 adds so much to every eigenvalue (default: l2 alone).
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && run=${2:+$(cd "$2" && pwd)} && cd "$1" && cp -f "$data" train.parquet
 [ -n "$run" ] || { influence retrain train.parquet --model resnet18 --epochs 12 --augment flip-shift -o RUN; run=RUN; }
 

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # The tables of results/cifar10n_small.md: CIFAR-10N, 5,000 rows, human labels, 39 % wrong; resnet18.
 #   bash tests/benchmarks/cifar10n_small.sh OUT        under an hour on two cores
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/cifar10n-small/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && cd "$1" && cp "$data" train.parquet
 
 influence retrain train.parquet --model resnet18 --epochs 12 --augment flip-shift -o RUN

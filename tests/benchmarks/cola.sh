@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # The tables of results/cola.md: CoLA with a small encoder, accuracy and fairness by changed texts, and what trimming does.
 #   bash tests/benchmarks/cola.sh OUT ENCODER     ENCODER: folder of all-MiniLM-L6-v2; about two hours on one core
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/cola/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
 [ -f "${2:-}/config.json" ] || { echo "skipped: give the folder of an encoder" >&2; exit 0; }
 encoder=$(cd "$2" && pwd)
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup "[text]"; }
+installed "[text]"
 mkdir -p "$1" && cd "$1" && cp "$data" train.parquet && cp "$(dirname "$data")/classes.json" .
 ln -sfn "$encoder" encoder
 timed() { local start=$SECONDS; "$@"; echo "$((SECONDS - start)) s: $*" >> wall.txt; }

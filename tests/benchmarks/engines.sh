@@ -2,8 +2,7 @@
 # What exact scores cost on this machine, against training, inference and other libraries: one table in Markdown.
 #   bash tests/benchmarks/engines.sh [OPTIONS of engines.py] > table.md     under 40 minutes on two cores
 # PEERS   where kronfluence and captum are, or are to be installed (default: .venv/peers in the checkout)
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 . "$here/.ci/setup"
 setup "" >&2
 PEERS=${PEERS:-$here/.venv/peers}

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # The tables of results/epochs_and_folds.md: wrong labels found by what training noted of its rows, and out of fold.
 #   bash tests/benchmarks/epochs_and_folds.sh OUT [digits|cifar]     about 10 minutes on two cores
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data}
 [ -d "$data" ] || { echo "skipped: no $data (the data sets are not redistributable)" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && cd "$1"
 methods=(aum el2n forget data-maps confident oof-loss oof-margin ip self-tracin loss)
 

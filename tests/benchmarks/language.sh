@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # The figures of results/language.md: a small GPT on Tiny Shakespeare, 1,432 speeches, with curation against controls.
 #   bash tests/benchmarks/language.sh OUT        about half an hour on two cores
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/tinyshakespeare/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && cd "$1" && cp "$data" train.parquet
 model=${MODEL:-gpt:2x64}
 

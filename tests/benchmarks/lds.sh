@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # How well scores predict what retraining on half of the rows does, on a network of two layers (results/curvature.md).
 #   bash tests/benchmarks/lds.sh OUT     400 trainings of a small network, ten minutes; run again, it goes on
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
+. "$(dirname "$0")/opening.sh"
 data=${DATA:-$here/../shared/data/digits-noisy/manifest.parquet}
 [ -f "$data" ] || { echo "skipped: no $data (the data set is not redistributable)" >&2; exit 0; }
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup ""; }
+installed ""
 mkdir -p "$1" && cd "$1" && cp -f "$data" train.parquet
 [ -f RUN/run.json ] || influence retrain train.parquet --model mlp:32 --epochs 60 -o RUN
 

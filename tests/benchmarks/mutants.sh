@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Slips in the code that the tests notice: a seeded sample of four parts of the package.
 #   bash tests/benchmarks/mutants.sh OUT [--count 300] [--part store]     OUT/mutants.json lists each with what ended it
-set -euo pipefail
-here=$(cd "$(dirname "$0")/../.." && pwd)
-command -v influence > /dev/null || { . "$here/.ci/setup"; setup "[test]"; }
+. "$(dirname "$0")/opening.sh"
+installed "[test]"
 mkdir -p "$1" && out=$(cd "$1" && pwd)
 shift
 cd "$here"

@@ -87,9 +87,10 @@ def _guided(tried: Tried, seconds: float) -> None:
                 os._exit(int(bool(tried.defects)))
             tried(data)
 
-        atheris.Setup(
-            [sys.argv[0], corpus, "-max_len=20000", "-verbosity=0", "-rss_limit_mb=0", "-timeout=100000"], one
-        )
+        tried.found.mkdir(parents=True, exist_ok=True)
+        own = f"-artifact_prefix={tried.found}{os.sep}"  # of what ends libFuzzer itself: else where one happens to be
+        limits = ("-max_len=20000", "-verbosity=0", "-rss_limit_mb=0", "-timeout=100000")
+        atheris.Setup([sys.argv[0], corpus, own, *limits], one)
         atheris.Fuzz()
 
 

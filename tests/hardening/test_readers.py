@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
 import string
 import struct
 import sys
+import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,3 +205,16 @@ def test_the_guided_run_keeps_an_input_that_a_reader_does_not_refuse(
     (kept,) = (tmp_path / "found").iterdir()
     assert kept.read_bytes() == b"b!"
     assert kept.name.startswith("sealed_JSON--")
+
+
+def test_what_libfuzzer_leaves_itself_lies_where_defects_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[str] = []
+    fake = types.ModuleType("atheris")
+    fake.__dict__.update(
+        instrument_imports=lambda **_: contextlib.nullcontext(), Setup=lambda argv, _: given.extend(argv), Fuzz=list
+    )
+    monkeypatch.setitem(sys.modules, "atheris", fake)
+    fuzz._guided(fuzz.Tried("toml", tmp_path / "found"), 1.0)
+    (prefix,) = (option for option in given if option.startswith("-artifact_prefix="))
+    assert prefix == f"-artifact_prefix={tmp_path / 'found'}{os.sep}"
+    assert (tmp_path / "found").is_dir()

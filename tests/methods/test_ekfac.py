@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from influence_cli.errors import ModelError, UsageError
 from influence_cli.methods import make_methods
 from influence_cli.methods.ekfac import EKFAC
 from influence_cli.settings import GradSpec
-from tests.cases import Heard
+from tests.cases import Heard, call_cli, write
 from tests.methods.test_exact import PENALTY, Logistic
 from tests.opened import describe_plan, missing_work, score
 from tests.oracle import Problem, column, dense_curvature, make_problem, relative_error
@@ -291,3 +292,19 @@ def test_a_layer_without_gradients_is_damped_by_the_rule_and_refused_without(tmp
     assert np.isfinite(u).all()
     with pytest.raises(ModelError, match="singular"):
         EKFAC(damping=0.0).precondition(np.ones((c.size, 1)), c)
+
+
+@pytest.mark.parametrize("method", ["ekfac", "source"])
+def test_a_model_none_of_whose_chosen_parameters_has_a_factor_is_refused(method: str, tmp_path: Path) -> None:
+    texts = [f"a text {'abc'[k % 3] * 3} of row {k}" for k in range(50)]
+    splits = ["train"] * 30 + ["val"] * 10 + ["test"] * 10
+    write(pa.table({"id": [str(k) for k in range(50)], "text": texts, "split": splits}), tmp_path / "m.parquet")
+    asked = ("--model", "gpt:1x16", "--epochs", 2, "--keep-checkpoints", 2, "--record", "moments", "-o", "RUN")
+    assert call_cli("retrain", "m.parquet", *asked, cwd=tmp_path).code == 0
+    asked = ("--checkpoint", "RUN", "--params", "last", "--method", method, "-o", "s.parquet")
+    asked = (*asked, *(("--set", "source.segments=2") if method == "source" else ()))
+    ran = call_cli("score", "m.parquet", *asked, cwd=tmp_path)  # its head is its embedding, which has no factors
+    assert ran.code == 2
+    assert f"{method} has no Kronecker factors for tokens.weight, which is all" in ran.err
+    assert "--params" in ran.err
+    assert not (tmp_path / "s.parquet").exists()

@@ -36,12 +36,15 @@ class ByLayers(Streamed):
         seen.listener, seen.interim = curvature.listener, curvature.interim
         return seen
 
-    def check_left_over(self, others: list[str]) -> None:
-        """Refuse parameters without a block where the options say so.
+    def check_left_over(self, others: list[str], every: int) -> None:
+        """Refuse parameters without a block where the options say so, or where none of ``every`` parameter has one.
 
         Raises:
             UsageError: there are some; names them.
         """
+        if len(others) == every:
+            fix = "select others with --params, such as all or linear, or score by ip"
+            raise UsageError(f"{self.name} has {self.without_block} for {_named(others)}, which is all", fix=fix)
         if others and self.other == "refuse":
             raise UsageError(
                 f"{self.name} has {self.without_block} for {_named(others)}",
