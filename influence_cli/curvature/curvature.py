@@ -95,11 +95,11 @@ class Curvature(RowSums):
         self.divided: Callable[[Curvature, SumsOf], list[Tensor]] | None = None  # how several processes sum up
         self.precision, self.dtype = precision, DTYPES[precision]
         self._own: Curvature | None = None
-        self._known = None if without else head
+        self.given_head = None if without else head
         self._open = lambda: Point(copied(model), params, dropout, precision, self.device)
         self._at_this_point = functools.partial(
             Curvature, model, spec, params=params, dropout=dropout, device=device, batch_size=batch_size,
-            workers=workers, way=way, without=without, loss=loss, head=self._known,
+            workers=workers, way=way, without=without, loss=loss, head=self.given_head,
         )  # fmt: skip
         self._labels_and_weights = rows.manifest.labels, rows.manifest.weights()
         self._by_rows: dict[tuple[bytes, str], Curvature] = {}
@@ -171,6 +171,10 @@ class Curvature(RowSums):
             self._own = self._at_this_point(self.rows.take(batch % size == rank), precision=self.precision)
             self._own.listener = self.listener
             self._own.__dict__["_probes"] = self._probes
+            self._take_inputs(self._by_rows)
+            mine = (self.kept_inputs or [])[rank::size]
+            if mine and np.array_equal(np.concatenate([index for index, _ in mine]), self._own.rows.index):
+                self._own._have_inputs(mine)
         return self._own
 
     @property
@@ -199,16 +203,6 @@ class Curvature(RowSums):
     def theta(self) -> Floats:
         """The selected parameters, flat [d]."""
         return torch.cat([p.reshape(-1) for p in self.point.selected.values()]).double().cpu().numpy()
-
-    def flat(self, tensors: dict[str, NDArray[np.floating]]) -> Floats:
-        """A direction by parameter name as one vector [d]."""
-        return np.concatenate([tensors[n].astype(np.float64).ravel() for n in self.layout])
-
-    def by_name(self, vector: Floats) -> dict[str, Floats]:
-        """A vector [d] by parameter name; 0 for selected parameters that are not in the layout."""
-        parts = dict(zip(self.layout, np.split(vector, np.cumsum(self.sizes)[:-1]), strict=True))
-        zero = lambda shape: np.zeros(shape.numel(), dtype=vector.dtype)  # noqa: E731
-        return {n: (parts[n] if n in parts else zero(s)).reshape(s) for n, s in self._selected.items()}
 
     def dense(self, kind: CurvatureKind) -> tuple[Floats, Floats]:
         """The symmetric matrix [d, d] and the gradient [d], in one pass over the fit rows.
@@ -247,7 +241,7 @@ class Curvature(RowSums):
     @functools.cached_property
     def _given(self) -> Head | None:
         """The head that was given, in this precision; None where it is on another device."""
-        return None if self._known is None else self._known.on(self.device, self.dtype)
+        return None if self.given_head is None else self.given_head.on(self.device, self.dtype)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -259,9 +253,13 @@ class Curvature(RowSums):
         own = self.rows.index.tobytes()
         kept = [c.kept_inputs for (rows, _), c in others.items() if rows == own and c._given is not None]
         found = next((batches for batches in kept if batches is not None), None)
-        if self._given is not None and self.kept_inputs is None and found is not None:
-            self.kept_inputs = [(index, h.to(self.dtype)) for index, h in found]
-            self.found_head, self._looked_for_head = self._given, True
+        if self.kept_inputs is None and found is not None:
+            self._have_inputs([(index, h.to(self.dtype)) for index, h in found])
+
+    def _have_inputs(self, batches: Batches) -> None:
+        """Have these inputs of the given head, if there is one."""
+        if self._given is not None:
+            self.kept_inputs, self.found_head, self._looked_for_head = batches, self._given, True
 
     @property
     def at(self) -> Point:

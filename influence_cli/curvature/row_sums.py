@@ -74,6 +74,16 @@ class RowSums:
         self._checked = True
         return [forms, gradient]
 
+    def flat(self: Any, tensors: dict[str, NDArray[np.floating]]) -> Floats:
+        """A direction by parameter name as one vector [d]."""
+        return np.concatenate([tensors[n].astype(np.float64).ravel() for n in self.layout])
+
+    def by_name(self: Any, vector: Floats) -> dict[str, Floats]:
+        """A vector [d] by parameter name; 0 for selected parameters that are not in the layout."""
+        parts = dict(zip(self.layout, np.split(vector, np.cumsum(self.sizes)[:-1]), strict=True))
+        zero = lambda shape: np.zeros(shape.numel(), dtype=vector.dtype)  # noqa: E731
+        return {n: (parts[n] if n in parts else zero(s)).reshape(s) for n, s in self._selected.items()}
+
     def directions(self: Any, columns: Floats) -> Directions:
         """Every column of [d, k] by parameter name, in the precision of products."""
         flat = (torch.from_numpy(np.ascontiguousarray(column)) for column in columns.T)

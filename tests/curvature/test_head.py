@@ -199,6 +199,21 @@ def test_a_head_that_is_known_is_used_and_the_model_not_copied(tmp_path: Path, m
     assert other.found_head is not head  # which has that parameter too
 
 
+def test_parts_of_the_rows_have_the_inputs_that_a_pass_over_all_has_kept(tmp_path: Path, seen: Any) -> None:
+    net = _net(tmp_path, Deep())
+    point = Point(net.model, "top.*", None, "fp64", CPU)
+    point.few = net.x[:5]
+    head = head_of(point, net.x)
+    wholes = [net.curvature(params="top.*", batch_size=2, head=head) for _ in range(2)]
+    columns = _columns(wholes[0], 2)
+    expected = [whole.product("ggn", columns) * whole.weight for whole in wholes]
+    first = seen()
+    parts = [whole.part(rank, 2) for rank, whole in enumerate(wholes)]
+    found = sum(part.product("ggn", columns) * part.weight for part in parts)
+    assert seen() == first
+    assert relative_error(np.asarray(found), expected[0]) < 1e-12
+
+
 @pytest.mark.parametrize("params", ["top.*", "top.head.2.*"])
 @pytest.mark.parametrize(
     ("method", "options"), [(EKFAC, {"labels": "exact"}), (DataInf, {}), (CG, {}), (LiSSA, {"batch": 4, "depth": 6})]

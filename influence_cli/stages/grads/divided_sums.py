@@ -42,6 +42,7 @@ class SumsJob(Job):
         self.same, self.member, self.of = same, member, of
         self.rows, self.batch_size = curvature.rows.index, curvature.batch_size
         self.precision, self.without = curvature.precision, tuple(curvature.outside)
+        self.behind_head = curvature.given_head is not None
 
     def part(self, group: Group) -> None:
         """Sum over the batches of this process, and add up."""
@@ -58,7 +59,7 @@ class SumsJob(Job):
         if same != self.same:
             held = {}
             group.opened[PLACE] = self.same, held
-        key = self.member.name, self.rows.tobytes(), self.precision, self.without, self.batch_size
+        key = self.member.name, self.rows.tobytes(), self.precision, self.without, self.batch_size, self.behind_head
         if key in held:
             return held[key]
         while len(held) >= HELD:
@@ -67,9 +68,11 @@ class SumsJob(Job):
         run, session = opened.run, opened.session
         assert run.fit is not None
         rows = run.fit.rows.take(np.isin(run.fit.rows.index, self.rows))
+        # what lies before the head is run in its own precision, as the leader does
+        head = opened.models.at(self.member).head if self.behind_head else None
         held[key] = Curvature(
             opened.models.weights(self.member.checkpoint), require_model(run)[0], rows, run.spec.params,
             self.member.dropout, session.device, self.batch_size, session.runtime.workers, precision=self.precision,
-            without=self.without, loss=run.row_loss,
+            without=self.without, loss=run.row_loss, head=head,
         )  # fmt: skip
         return held[key]

@@ -72,6 +72,7 @@ class TrainingRun:
     said_start: bool = False  # what of the first model is drawn anew
     trainings: list[Training] = field(default_factory=list)  # in order; one that is asked for again is named again
     _new: set[str] = field(default_factory=set)  # folders of what this run has trained itself
+    _checked: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)  # kept trainings, to be taken once
 
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
@@ -116,6 +117,8 @@ class TrainingRun:
                 self._train_arm(arm, seed, main)
             elif done.get("measured") != self._measures():
                 self._measured_again(self.folder(arm, seed), done, arm)
+            else:  # every byte of it has been read: once is enough
+                self._checked[self._kept_as(arm, seed, main)] = done
 
         self.share([(self.folder(job[0], job[1]).path.name, functools.partial(work, *job)) for job in jobs])
 
@@ -130,10 +133,18 @@ class TrainingRun:
 
     def _finished(self, arm: Arm, seed: int, main: bool, values: bool = False) -> dict[str, Any] | None:
         """What is kept of a training with all that is asked of it; None where it has to be trained."""
+        name, keep, asked = kept_as = self._kept_as(arm, seed, main, values)
+        known = self._checked.pop(kept_as, None)
+        if known is not None:
+            return known
+        return finished_training(RunFolder(self.request.output).arm(name), keep, self.listener, asked)
+
+    def _kept_as(self, arm: Arm, seed: int, main: bool, values: bool = False) -> tuple[str, int, frozenset[str]]:
+        """The folder of a training, and what is asked of it: how many checkpoints, and which records."""
         first = main and seed == self.request.seed
         asked = {"values"} if values or (first and self.request.wants_epochs) else set[str]()
         asked |= {"moments"} if first and self.request.wants_moments else set[str]()
-        return finished_training(self.folder(arm, seed), self._keep(seed, main), self.listener, asked)
+        return self.folder(arm, seed).path.name, self._keep(seed, main), frozenset(asked)
 
     def _train_arm(self, arm: Arm, seed: int, main: bool, values: bool = False) -> dict[str, Any]:
         """Train an arm with a seed, whatever is kept of it, and keep it."""

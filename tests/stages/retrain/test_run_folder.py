@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from influence_cli.stages.retrain import finished
 from tests.cases import Ran, call_cli, write
 from tests.cli.test_outputs import contents, refused
 
@@ -54,6 +55,18 @@ def test_it_is_said_where_another_request_replaces_what_a_run_notes_of_itself(he
     write(table.slice(0, table.num_rows - 1), here / "m.parquet")
     for name in ("plain", "planted"):  # other rows, and more seeds, are the same run
         assert "is replaced" not in done(*RETRAIN, *asked[name], "--seeds", "2", "-o", name, cwd=here).err
+
+
+def test_every_kept_training_is_verified_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [*KEEP, "--seeds", "3", "-o", "RUN"]
+    done(*asked, cwd=here)
+    seen: list[str] = []
+    verify = finished.find_checkpoint
+    monkeypatch.setattr(finished, "find_checkpoint", lambda path: (seen.append(path), verify(path))[1])
+    before = (here / "RUN" / "metrics.json").read_bytes()
+    done(*asked, cwd=here)
+    assert len(seen) == len(set(seen)) == 3 + 1  # weights of each seed, and the kept checkpoint of the first
+    assert (here / "RUN" / "metrics.json").read_bytes() == before
 
 
 def test_files_of_the_users_in_a_finished_run_are_not_replaced(here: Path) -> None:
