@@ -1,8 +1,9 @@
 """Penultimate features: what a model gives to the linear layer that makes its logits, one vector a row.
 
-Of images more may be asked, side by side with them: the means of the last maps before them, in the same pass, since a
-network that was trained for other classes tells these apart less well at its end than shortly before; and all of it at
-further sizes, since of small pictures that are enlarged a network sees other things at other sizes.
+Of images others may be asked in their place: the means of the last maps of the network over their places, and the
+deviations from these, in the same pass.  A network that was trained for other classes tells these apart less well at
+its end than on the way to it, and how much of something there is says less than whether it is anywhere.  All of it may
+be asked at further sizes, since of small pictures that are enlarged a network sees other things at other sizes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Features:
                 raise NoFeatures(NO_LAYER, fix=INSTEAD)
             self.layer = found
             if self.maps:
-                self.earlier = last_maps(self.point.model, found, self.maps, lambda: self.point.logits(some))
+                self.earlier = last_maps(self.point.model, self.maps, lambda: self.point.logits(some))
             self._at_all_sizes(some)
         return self.layer
 
@@ -84,12 +85,12 @@ class Features:
     def _inputs(self, x: Any) -> Tensor:
         assert self.layer is not None
         calls: list[tuple[Any, ...]] = []
-        means: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
         module, get = self.point.model.get_submodule(self.layer), self.point.model.get_submodule
         hooks = [module.register_forward_pre_hook(lambda _, args: calls.append(args))]
         for name in self.earlier:
             hooks.append(
-                get(name).register_forward_hook(lambda *call, n=name: means.__setitem__(n, call[2].mean((2, 3))))
+                get(name).register_forward_hook(lambda *call, n=name: maps.__setitem__(n, over_places(call[2])))
             )
         try:
             with torch.no_grad(), differentiable_kernels(self.point.recurrent):
@@ -102,21 +103,19 @@ class Features:
             shape = f"{list(given.shape)} for {len(x)} rows" if isinstance(given, Tensor) else f"{len(calls)} calls"
             what = f"layer {self.layer} makes the logits, and is given no one vector a row ({shape})"
             raise NoFeatures(what, fix=INSTEAD)
-        return torch.cat([given, *(means[name] for name in self.earlier)], dim=1).detach()
+        return (torch.cat([maps[name] for name in self.earlier], dim=1) if self.earlier else given).detach()
 
 
-def last_maps(model: nn.Module, layer: str, count: int, run: Callable[[], Any]) -> list[str]:
-    """The last modules of sequences, outermost first, that give maps [b, c, h, w], each called once; latest last.
+def last_maps(model: nn.Module, count: int, run: Callable[[], Any]) -> list[str]:
+    """The last modules of sequences, the outermost ones, that give maps [b, c, h, w], each called once; latest last.
 
-    ``run`` runs the model.  Left out are maps whose means are no more than the features that ``layer`` is given.
+    ``run`` runs the model.
     """
     sequences = (nn.Sequential, nn.ModuleList)
     items = {f"{n}.{k}".lstrip("."): m for n, s in model.named_modules() if isinstance(s, sequences)
              for k, m in s.named_children()}  # fmt: skip
     seen: list[tuple[str, Any]] = []
-    given: list[Any] = []
     hooks = [m.register_forward_hook(lambda *call, n=n: seen.append((n, call[2]))) for n, m in items.items()]
-    hooks.append(model.get_submodule(layer).register_forward_pre_hook(lambda _, args: given.append(args[0])))
     try:
         with torch.no_grad(), differentiable_kernels():
             run()
@@ -124,10 +123,18 @@ def last_maps(model: nn.Module, layer: str, count: int, run: Callable[[], Any]) 
         for hook in hooks:
             hook.remove()
     called = [name for name, _ in seen]
-    maps = {n: o.mean((2, 3)) for n, o in seen if isinstance(o, Tensor) and o.ndim == 4 and called.count(n) == 1}
-    outermost = [n for n in maps if not any(n.startswith(f"{other}.") for other in maps)]
-    apart = [n for n in outermost if maps[n].shape != given[0].shape or not torch.allclose(maps[n], given[0], 1e-4)]
-    return apart[-count:]
+    maps = [n for n, o in seen if isinstance(o, Tensor) and o.ndim == 4 and called.count(n) == 1]
+    return [n for n in maps if not any(n.startswith(f"{other}.") for other in maps)][-count:]
+
+
+def over_places(maps: Tensor) -> Tensor:
+    """Means of maps [b, c, h, w] over their places, and the deviations from these: [b, 2 c].
+
+    >>> over_places(torch.tensor([[[[1.0, 3.0]]]]))
+    tensor([[2., 1.]])
+    """
+    deviations, means = torch.std_mean(maps, dim=(2, 3), correction=0)
+    return torch.cat([means, deviations], dim=1)
 
 
 def shrunk(x: Tensor, size: int) -> Tensor:
@@ -153,18 +160,20 @@ def width_of(spec: ModelSpec, maps: int = 0) -> int:
     layer = model.get_submodule(name) if name else model  # which may be that layer itself
     if not isinstance(layer, nn.Linear):
         raise NoFeatures(NO_LAYER, fix=INSTEAD)
-    width, widths = layer.in_features, list[int]()
-    if maps and name and x is not None:
-        random = torch.Generator().manual_seed(0)
-        drawn = torch.rand(x.shape, generator=random)  # of a blank input, and at untrained weights, maps may be alike
-        for tensor in model.parameters():
-            nn.init.normal_(tensor, std=0.1, generator=random)
-        hooks = [
-            model.get_submodule(n).register_forward_hook(lambda *call: widths.append(call[2].shape[1]))
-            for n in last_maps(model, name, maps, lambda: model(drawn))
-        ]
+    return layer.in_features if x is None or not maps else _width_of_maps(model, x, maps) or layer.in_features
+
+
+def _width_of_maps(model: nn.Module, x: Any, maps: int) -> int:
+    """How many features the last maps of a model give for inputs like x; 0 where it has none."""
+    widths = list[int]()
+    hooks = [
+        model.get_submodule(n).register_forward_hook(lambda *call: widths.append(over_places(call[2]).shape[1]))
+        for n in last_maps(model, maps, lambda: model(x))
+    ]
+    try:
         with torch.no_grad():
-            model(drawn)
+            model(x)
+    finally:
         for hook in hooks:
             hook.remove()
-    return width + sum(widths)
+    return sum(widths)

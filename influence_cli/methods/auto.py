@@ -4,9 +4,10 @@
 
 P_i are class probabilities by a probe and neighbours on penultimate features, learned from labels that may be wrong and
 from target rows, without any label of row i's fold; Q_i weighs them by which labels are mistaken for which
-(``maths.corrected_probe``).  The probe is linear in features of a kernel (``maths.kernel_features``).  It needs one
-forward pass of the features, two with ``--features-size 224,128``, and a fit; another model's features are better where
-its own has learned its wrong labels: ``--features``.
+(``maths.corrected_probe``).  The probe is linear in features of a kernel (``maths.kernel_features``), and P_i the mean
+of what it gives for two deals of the folds (``maths.averaged_probe``).  It needs one forward pass of the features, two
+with ``--features-size 224,128``, and a fit; another model's features are better where its own has learned its wrong
+labels: ``--features``.
 
 v_i is what the scored model says itself, at its end and, where training noted its rows at every epoch, on its way; it
 counts as far as the model has not learned its labels by heart (``maths.own_view``).  It is 0 where ``--features`` names
@@ -17,7 +18,9 @@ to the objective (``chosen``): for other objectives and for language models ``ek
 curvature costs little there, and else ``ip``; ``ip`` too where labels are no classes, all rows are of one class or too
 few or many, or the model has no features, and where scores of pairs of rows are asked for.
 
-Labels of target rows are taken to be right.  Target rows that are train rows too are left out, and so are those of
+Labels of target rows are taken to be right, in both deals where they look cleaner than those of train rows, else in one
+of two; the number of wrong labels is then that beyond their own, and its interval reaches up to what probabilities
+alone come to.  Target rows that are train rows too are left out, and so are those of
 classes that no train row has, which labels of train rows cannot foretell.  Weights of rows change nothing.  Columns
 ``other_label`` and ``other_probability`` of the table are those of P.
 """
@@ -35,8 +38,8 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, SEVERAL
 from influence_cli.errors import UsageError
-from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe
-from influence_cli.maths.corrected_probe import Rows as Fitted
+from influence_cli.maths.averaged_probe import Averaged, Labelled, averaged
+from influence_cli.maths.corrected_probe import FLOOR
 from influence_cli.maths.epochs import mean_over_epochs
 from influence_cli.maths.kernel_features import LANDMARKS, kernel_features
 from influence_cli.maths.labels import softmax
@@ -71,6 +74,7 @@ class Auto(Method):
     kind: ClassVar[Kind] = "ranking"
 
     folds: int = setting(5, "folds of the rows that are fitted on")
+    deals: int = setting(2, "deals of the folds that are averaged")
     neighbours: int = setting(50, "nearest rows that count", "rows")
     seed: int = setting(0, "of the folds")
     max_rows: int = setting(
@@ -79,7 +83,7 @@ class Auto(Method):
     with_target: bool = resolved(False)
 
     def __post_init__(self) -> None:
-        check_options(self, {}, {"folds": 3, "seed": 0}, ("neighbours", "max_rows"))
+        check_options(self, {}, {"folds": 3, "seed": 0}, ("deals", "neighbours", "max_rows"))
 
     def needs_target(self) -> bool:
         """Where there are any."""
@@ -121,21 +125,26 @@ class Auto(Method):
         if len(np.unique(rows.labels)) < 2:
             raise UsageError("auto tells classes apart, and all train rows are of one", fix="use --method outlier")
         classes = max(class_count(r.manifest.classes, r.labels) for r in (rows, target))
-        fold = dealt(rows, known, self.folds, self.seed, f"--set {NAME}.folds=")
         own, theirs = kernel_features(features[known], of_target, _landmarks(rows.payload_keys[known]))
-        fit = Fitted(own, rows.labels[known], fold[known])
-        held = Fitted(theirs, target.labels, _folds_of(target, self.folds, self.seed))
-        with stored.progress("auto: folds", len(fit.y)) as progress:
-            probe = CorrectedProbe(fit, held, classes, self.folds, self.neighbours, progress.advance)
-            p, of_held = probe.probabilities()
-        found = wrong_labels(p, fit.y, of_held, held.y)
+        fit = Labelled(own, rows.labels[known], [fold[known] for fold in self._dealt(rows, known)])
+        held = Labelled(theirs, target.labels, self._dealt(target, np.ones(len(target), dtype=bool)))
+        with stored.progress("auto: folds", len(fit.y) * self.deals) as progress:
+            found = averaged(fit, held, classes, self.folds, self.neighbours, progress.advance)
+        wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, found.cleaner)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
-        logits[known] = np.log(p + FLOOR)
-        facts = {**_facts(p, fit, of_held, held, found), **left_out}
+        logits[known] = np.log(found.p + FLOOR)
+        facts = {**_facts(found, fit.y, held.y, wrong), **left_out}
         own, more = _own_view(stored, rows, known, facts["agrees"])
-        out_of_fold = (_log_odds(p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - found.each)) / 2.0
+        out_of_fold = (_log_odds(found.p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - wrong.each)) / 2.0
         values[known] = out_of_fold + own[known]
         return [Scores(values, facts={**facts, **more}, logits=logits)]
+
+    def _dealt(self, rows: Rows, used: NDArray[np.bool_]) -> list[Ints]:
+        """The fold of each row [n] in every deal."""
+        if not len(rows):
+            return [np.empty(0, dtype=np.int64)] * self.deals
+        seeds = range(self.seed * self.deals, (self.seed + 1) * self.deals)
+        return [dealt(rows, used, self.folds, seed, f"--set {NAME}.folds=") for seed in seeds]
 
     def _target(self, stored: Stored, rows: Rows, width: int) -> tuple[Rows, Floats, Facts]:
         """The target rows that are no train rows but of their classes, with features [m, d]; none where few differ.
@@ -236,31 +245,31 @@ def _landmarks(keys: Keys) -> Ints:
     return first[key_order(keys[first])[:LANDMARKS]]
 
 
-def _folds_of(rows: Rows, folds: int, seed: int) -> Ints:
-    return dealt(rows, np.ones(len(rows), dtype=bool), folds, seed) if len(rows) else np.empty(0, dtype=np.int64)
-
-
 def _log_odds(p: Floats) -> Floats:
     return np.log(p + FLOOR) - np.log(1.0 - p + FLOOR)
 
 
-def _facts(p: Floats, fit: Fitted, of_held: Floats, held: Fitted, found: WrongLabels) -> Facts:
-    """The number of wrong labels with its interval, between which classes, and three lines of why."""
-    likely, n = p.argmax(axis=1), len(fit.y)
-    cells = np.zeros((p.shape[1], p.shape[1]))
-    np.add.at(cells, (fit.y, likely), found.each)
+def _facts(found: Averaged, labels: Ints, of_target: Ints, wrong: WrongLabels) -> Facts:
+    """The number of wrong labels with its interval, between which classes, and what the three lines of why rest on.
+
+    ``labels`` [n] are those of the rows, ``of_target`` [m] those of the target rows.
+    """
+    likely, n = found.p.argmax(axis=1), len(labels)
+    cells = np.zeros((found.p.shape[1], found.p.shape[1]))
+    np.add.at(cells, (labels, likely), wrong.each)
     np.fill_diagonal(cells, 0.0)
     largest = np.argsort(-cells, axis=None, kind="stable")[:PAIRS]
     pairs = [(*divmod(int(k), len(cells)), float(cells.ravel()[k])) for k in largest if cells.ravel()[k] > 0]
-    low, high = found.interval
+    low, high = wrong.interval
     facts: Facts = {
-        "by": NAME, "rows": n, "wrong_labels": found.count, "interval": [low, high], "pairs": pairs,
-        "counted": int((likely != fit.y).sum()), "target_rows": len(held.y), "tells": found.tells,
-        "absent": int((~np.isin(fit.y, held.y)).sum()) if len(held.y) else 0,
-        "agrees": float((likely == fit.y).mean()), "most_frequent": float(np.bincount(fit.y).max() / n),
+        "by": NAME, "rows": n, "wrong_labels": wrong.count, "interval": [low, high], "pairs": pairs,
+        "counted": int((likely != labels).sum()), "target_rows": len(of_target), "tells": wrong.tells,
+        "target_is_cleaner": found.cleaner,
+        "absent": int((~np.isin(labels, of_target)).sum()) if len(of_target) else 0,
+        "agrees": float((likely == labels).mean()), "most_frequent": float(np.bincount(labels).max() / n),
     }  # fmt: skip
-    if len(held.y):
-        facts["target_accuracy"] = float((of_held.argmax(axis=1) == held.y).mean())
+    if len(of_target):
+        facts["target_accuracy"] = float((found.of_target.argmax(axis=1) == of_target).mean())
     else:  # nothing tells but the labels themselves: they have to be predicted better than by the largest class
         error = 1.96 * np.sqrt(facts["agrees"] * (1 - facts["agrees"]) / n)
         facts["tells"] = bool(facts["agrees"] - error > facts["most_frequent"])

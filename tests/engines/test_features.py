@@ -62,21 +62,30 @@ def test_a_resnets_features_are_its_pooled_maps_whatever_the_batch() -> None:
     np.testing.assert_allclose(h.numpy(), one_by_one.numpy(), rtol=1e-10, atol=1e-12)
 
 
-def test_the_last_maps_and_further_sizes_stand_beside_them() -> None:
+def test_means_and_deviations_of_the_last_maps_stand_in_their_place_at_each_size() -> None:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", num_classes=3, zero_init_last=False)
     x = torch.randn(3, 3, 64, 64, dtype=torch.float64)
     features = Features(point(model), (32,), 2)
     h = features.of(x)
-    assert features.earlier == ["layer2.0", "layer3.0"]  # the means of layer4.0 are what the last layer is given
+    assert features.earlier == ["layer3.0", "layer4.0"]
     wanted = []
     for size in (64, 32):
         small = nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True)
         with torch.no_grad():
             maps = model.forward_intermediates(small, intermediates_only=True)  # type: ignore[operator]
-        wanted += [maps[-1].mean((2, 3)), maps[-3].mean((2, 3)), maps[-2].mean((2, 3))]
-    np.testing.assert_allclose(h.numpy(), torch.cat(wanted, dim=1).numpy(), rtol=1e-9, atol=1e-11)
+        for of_layer in maps[-2:]:
+            flat = of_layer.flatten(2).numpy()
+            wanted += [flat.mean(axis=2), flat.std(axis=2)]
+    np.testing.assert_allclose(h.numpy(), np.concatenate(wanted, axis=1), rtol=1e-9, atol=1e-11)
     assert width_of(ModelSpec("resnet10t", 3, "image", (3, 64, 64)), 2) * 2 == h.shape[1]
+
+
+def test_a_model_without_maps_has_the_input_of_its_last_layer_where_maps_are_asked() -> None:
+    model, _ = CASES[next(n for n, (_, layer) in CASES.items() if layer == "head")]
+    plain, asked = Features(point(model)), Features(point(model), maps=5)
+    torch.testing.assert_close(asked.of(X.double()), plain.of(X.double()), rtol=0, atol=0)
+    assert asked.earlier == []
 
 
 def test_a_model_that_takes_one_size_alone_is_refused_at_another() -> None:

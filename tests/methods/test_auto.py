@@ -19,6 +19,7 @@ from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.corrected_probe import CorrectedProbe, Rows
 from influence_cli.maths.kernel_features import kernel_features
+from influence_cli.maths.labels import softmax
 from influence_cli.maths.wrong_count import wrong_labels
 from influence_cli.methods.auto import Auto, Question, chosen
 from influence_cli.methods.ekfac import EKFAC
@@ -75,11 +76,14 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     every = np.ones(len(train), dtype=bool), np.ones(len(val), dtype=bool)
     by_key = sorted(range(len(train)), key=lambda k: train.payload_keys[k].tobytes())  # all 300 rows are landmarks
     z, of_held = kernel_features(x, v, np.array(by_key))
-    rows, held = (
-        Rows(z, train.labels, dealt(train, every[0], 5, 0)),
-        Rows(of_held, val.labels, dealt(val, every[1], 5, 0)),
-    )
-    p, of_held = CorrectedProbe(rows, held, 10, 5).probabilities()
+    logs = []
+    for deal in (0, 1):
+        rows, held = (
+            Rows(z, train.labels, dealt(train, every[0], 5, deal)),
+            Rows(of_held, val.labels, dealt(val, every[1], 5, deal)),
+        )
+        logs.append([np.log(found) for found in CorrectedProbe(rows, held, 10, 5).probabilities()])
+    p, of_held = (softmax((one + other) / 2) for one, other in zip(*logs, strict=True))
     said = wrong_labels(p, rows.y, of_held, held.y)
     own = p[np.arange(300), rows.y]
     wanted = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2
@@ -94,6 +98,25 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     assert column(found, "score_auto") == pytest.approx(wanted + facts["own_weight"] * view, rel=1e-3, abs=1e-3)
     assert facts["wrong_labels"] == pytest.approx(said.count)
     assert facts["interval"][0] <= 45 <= facts["interval"][1]
+
+
+def test_target_labels_that_are_as_wrong_are_said_to_be_and_help_all_the_same(digits: Path) -> None:
+    table, rng = pq.read_table(digits / "m.parquet"), np.random.default_rng(3)
+    label, split = table.column("label").to_numpy().copy(), np.array(table.column("split").to_pylist())
+    val = np.flatnonzero(split == "val")
+    bad = rng.choice(val, len(val) // 6, replace=False)
+    label[bad] = (label[bad] + rng.integers(1, 10, len(bad))) % 10
+    write(with_column(table, "label", label), digits / "noisy.parquet")
+    ran = call_cli("score", "noisy.parquet", *SCORE[2:], "--method", "auto", "-o", "n.parquet", cwd=digits)
+    assert ran.code == 0, ran.err
+    assert "their labels look no cleaner than those of train rows" in ran.err
+    assert "are wrong beyond as many as target labels are" in ran.err
+    found = pq.read_table(digits / "n.parquet")
+    facts = provenance(found.schema)["facts"]["score_auto"]
+    assert (facts["target_is_cleaner"], facts["interval"][0] <= 45 <= facts["interval"][1]) == (False, True)
+    assert wrong(found, digits)[np.argsort(column(found))[:45]].mean() >= 0.8
+    clean = provenance(pq.read_schema(digits / "s.parquet"))["facts"]["score_auto"]
+    assert clean["target_is_cleaner"]
 
 
 def test_it_finds_wrong_labels_better_than_the_loss_and_says_why(digits: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from influence_cli.settings import Inputs
     from influence_cli.store import Store
 
-MAPS = 2  # of the last maps of a network of images that are among its features
+MAPS = 5  # of the last maps of a network of images that are its features
 OUTPUTS = 2  # of a model whose last layer is not looked at: the same for every data set, so that its name is too
 
 
@@ -99,7 +99,7 @@ def _named(inputs: Inputs, named: str, file: str, manifest: Manifest, store: Sto
     about = replace(inputs, model=named, checkpoint=file, input_size=(inputs.features_size or (None,))[0],
                     class_map=None, loss=None, num_classes=None, mean=None, std=None, interpolation=None,
                     crop=None)  # fmt: skip
-    spec = new_spec(about, manifest, store)
+    spec = replace(new_spec(about, manifest, store), crop=None)  # whole pictures, whether or not a size was asked for
     return Backbone(as_encoder(spec), find_checkpoint(file)[0], headless=True)
 
 

@@ -150,7 +150,8 @@ class Traces(Quantity):
 class Features(Quantity):
     """What the layer that makes the logits is given: of training rows, and of target rows that they are held against.
 
-    Of images at another model than the one that is scored, the means of its last maps stand beside it.
+    Of images at another model than the one that is scored, the means of its last maps, and the deviations from these,
+    stand in its place.
 
     Parameters that gradients are taken in change nothing of it, nor does bf16: such runs have it in float32.
     """
@@ -158,8 +159,9 @@ class Features(Quantity):
     name, key, mapped = "features", "payload", True
 
     def about(self, run: Run) -> dict[str, Any]:
-        """What is taken beside the features that make the logits: sizes, and earlier maps."""
-        return {k: v for k, v in (("smaller", list(run.smaller)), ("maps", run.maps)) if v}
+        """What is taken in place of the features that make the logits at one size: sizes, and maps."""
+        about = {"smaller": list(run.smaller), "maps": [run.maps, "means and deviations"] if run.maps else 0}
+        return {k: v for k, v in about.items() if v}
 
     def of_rows(self, run: Run, point: Point) -> OfRows:
         """One forward pass for each size."""

@@ -66,7 +66,7 @@ class Run:
     ensembles: dict[str, Ensemble] = field(default_factory=dict)  # by method whose members decide how many there are
     backbone: Backbone | None = None  # whose features methods look at, where it is another model than the run's
     smaller: tuple[int, ...] = ()  # further sizes at which features of images are taken
-    maps: int = 0  # how many of the last maps are among the features
+    maps: int = 0  # how many of the last maps are its features; 0: what its last layer is given
     headless: bool = False  # whether the checkpoint may be of another last layer, which is not looked at
     rows_as: ModelSpec | None = None  # what takes the rows with their labels, where no model is scored
     auto_because: str = ""  # why ``auto`` is a method of effects here, where it is one

@@ -36,16 +36,20 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
         helped += f": {said['target_given']:,} that are no train rows are too few"
     if said["target_of_other_classes"]:
         helped += f"; {said['target_of_other_classes']:,} of classes that no train row has are left out"
+    if not said["target_is_cleaner"]:
+        helped += ", in one of two deals of folds as truth, since their labels look no cleaner than those of train rows"
     seen = f"they agree with {said['agrees']:.1%} of the labels"
     if said["target_rows"]:
         seen += f" and are right on {said['target_accuracy']:.1%} of the target rows"
     told = "wrong labels are told from right ones" if said["tells"] else "it tells wrong labels no better than chance"
     low, high = said["interval"]
+    count = f"about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong"
+    count += "" if said["target_is_cleaner"] else " beyond as many as target labels are"
     whose = features_of(run)
     return [
         f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}"
         f"{_own(said)}",
-        f"{seen}; {told}: about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong ({low:,.0f} to {high:,.0f})",
+        f"{seen}; {told}: {count} ({low:,.0f} to {high:,.0f})",
         f"cost: one forward pass for outputs, one for features{_sizes(run)}, and a closed-form fit; no gradients",
     ]
 

@@ -67,7 +67,7 @@ def stored(run: Any, session: Session, rows: Any) -> NDArray[Any]:
 
 
 def by_timm(folder: Path, run: Any, rows: Any) -> NDArray[Any]:
-    """What timm's own model gives to its classifier, whose outputs are those of other classes, and its last blocks."""
+    """Means and deviations of the maps of the last five blocks of timm's own model."""
     from safetensors.torch import load_file
 
     model: Any = timm.create_model(BACKBONE, num_classes=OUTPUTS).eval()
@@ -81,9 +81,10 @@ def by_timm(folder: Path, run: Any, rows: Any) -> NDArray[Any]:
         found = list[Any]()
         for size in (SIZE, *run.backbone.smaller):
             x = torch.nn.functional.interpolate(x, size=(size, size), mode="bicubic", antialias=True)
-            last, maps = model.forward_head(model.forward_features(x), pre_logits=True), model.bn1(model.conv_stem(x))
-            means = [(maps := block(maps)).mean((2, 3)) for block in model.blocks]
-            found += [last, *means[-2:]]
+            maps = model.bn1(model.conv_stem(x))
+            every = [(maps := block(maps)) for block in model.blocks]
+            for of_block in every[-5:]:
+                found += [of_block.mean((2, 3)), of_block.std((2, 3), correction=0)]
         return torch.cat(found, dim=1).numpy()
 
 
