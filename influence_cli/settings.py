@@ -208,6 +208,7 @@ class Limits:
     max_minutes: float | None = option(
         None, "grads, score: give up precision, parameters or rows until the plan takes no longer, and say so. "
         "evaluate: start no training after this; run again to go on.", RUNS_AND_EVALUATE, least=0, after="rows_limit",
+        metavar="MINUTES",
     )  # fmt: skip
     max_disk: float | None = option(
         None, "The same for GiB that the run adds to the store.", RUNS, least=0, metavar="GIB"

@@ -145,6 +145,7 @@ def _shown(arguments: list[str], command: Callable[[], int]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     """Run the application; Typer's own errors are shown and become codes, everything else comes out as it was."""
     from influence_cli.cli.app import PastTyper, build_app
+    from influence_cli.cli.settings.requests import number_form
 
     inside: BaseException  # is raised when no other is handled, or it would lose what it came of
     try:
@@ -161,6 +162,8 @@ def _dispatch(arguments: list[str]) -> int:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error
             with contextlib.suppress(OSError):  # where it cannot be shown it still is one
                 error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            if form := number_form(getattr(getattr(error, "param", None), "opts", ())):
+                streams.write_line(f"fix: {form}")
             return FIXABLE if error.exit_code else DONE  # pyright: ignore[reportAttributeAccessIssue]
         inside = error
     raise inside

@@ -49,6 +49,8 @@ def grads(settings: Settings) -> None:
     show_run(run, session, provenance(table.schema), filled)
     show_skipped(run.left_out)
     put_table(result, table, kind_of(settings, "output"), sort_by="loss", descending=True, classes=run.classes)
+    if _goes_on(settings, result, run):
+        return
     if carries_origin(result.output):
         show_next("score", result.output, *settings.repeated_of("allow_outside"), "-o", "scores.parquet")
 
@@ -81,7 +83,20 @@ def score(settings: Settings) -> None:
     put_table(result, table, kind_of(settings, "output"), sort_by="score", classes=run.classes)
     if result.report:
         _write_review(settings, result, table)
-    _show_next(settings, result, table)
+    if not _goes_on(settings, result, run):
+        _show_next(settings, result, table)
+
+
+def _goes_on(settings: Settings, result: ResultOptions, run: Run) -> bool:
+    """Whether limits have left rows for later, of which the same command takes more each time: then that is said."""
+    left = next((entry for entry in run.given_up if entry["what"] == "rows"), None)
+    if left is None or settings.source in (None, "-"):
+        return False
+    what = f"{left['taken']:,} of {left['asked']:,} train rows are done, and the same command goes on with the others"
+    terminal().note(f"{what}; edits by the scores so far leave those as they are")
+    place = [] if result.output in (None, "-") else ["-o", result.output]
+    show_next(settings.command, settings.source, *place, *settings.repeated())
+    return True
 
 
 def _write_review(settings: Settings, result: ResultOptions, table: pa.Table) -> None:

@@ -6,6 +6,7 @@ Those of the stages stand beside the stages; what is about the command line alon
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from influence_cli.data.request import Columns, IngestRequest
@@ -231,6 +232,16 @@ def options_of(command: str) -> list[Option]:
     return [
         _format_of(command, o) if o.name == "format" else o for o in all_options().values() if command in o.commands
     ]
+
+
+def number_form(flags: Collection[str]) -> str | None:
+    """How to write the number that an option of one of these flags takes; None of an option that takes none."""
+    option = next((o for o in all_options().values() if set(o.flags) & set(flags)), None)
+    if option is None or option.kind not in (int, float):
+        return None
+    kind, example = ("a whole number", "20") if option.kind is int else ("a number", "1.5")
+    of = f" of {option.metavar}" if option.metavar in ("MINUTES", "GIB") else ""
+    return f"{option.flags[0]} takes {kind}{of} without a unit, as in {option.flags[0]} {example}"
 
 
 def _format_of(command: str, format: Option) -> Option:

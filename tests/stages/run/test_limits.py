@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,12 @@ def test_rows_that_do_not_fit_are_left_for_later_and_the_same_command_goes_on(
     scored_arms(EditsRequest(str(tmp_path / "first.parquet")), open_manifest(digits).rows("train"), 0, heard)
     assert [w for w in heard.warnings if "have no score (limits left them for later" in w] == heard.warnings != []
 
-    again = call_cli(*asked, "-o", "again.parquet", cwd=tmp_path)
+    words = shlex.split(first.err.splitlines()[-1].removeprefix("next: influence "))
+    assert words[:4] == ["score", str(digits), "-o", "first.parquet"]  # not curate: the same command takes more rows
+    again = call_cli(*words, cwd=tmp_path)
     assert "given up" not in again.err
-    assert np.isfinite(column(pq.read_table(tmp_path / "again.parquet"))).all()
+    assert np.isfinite(column(pq.read_table(tmp_path / "first.parquet"))).all()
+    assert again.err.splitlines()[-1].startswith("next: influence curate first.parquet ")
 
 
 def test_grads_says_what_it_left_and_score_of_its_table_goes_on(digits: Path, digits_run: Path, tmp_path: Path) -> None:
@@ -192,3 +196,17 @@ def test_from_python(digits: Path, digits_run: Path, tmp_path: Path) -> None:
         )
     assert 0 < table.column("score").null_count < 200
     assert GradSpec().precision == provenance(table.schema)["spec"]["precision"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "form"),
+    [
+        ("--max-minutes", "1h", "a number of MINUTES without a unit, as in --max-minutes 1.5"),
+        ("--max-disk", "2GB", "a number of GIB without a unit, as in --max-disk 1.5"),
+        ("--seed", "x", "a whole number without a unit, as in --seed 20"),
+    ],
+)
+def test_a_number_that_cannot_be_read_is_told_its_form(flag: str, text: str, form: str, tmp_path: Path) -> None:
+    ran = call_cli("score", "m.parquet", flag, text, cwd=tmp_path)
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1] == f"fix: {flag} takes {form}"
