@@ -23,6 +23,7 @@ class FormInfo:
     target: str
     suffixes: tuple[str, ...] = ()
     named_by_suffix: bool = True  # False: only where it is asked for by name
+    holds_images: bool = False  # False: rows name them by their path
 
     @property
     def folder(self) -> bool:
@@ -31,12 +32,12 @@ class FormInfo:
 
 
 FORMS: dict[str, FormInfo] = {
-    "folder": FormInfo("influence_cli.exports.folder:prepare"),
+    "folder": FormInfo("influence_cli.exports.folder:prepare", holds_images=True),
     "csv": FormInfo("influence_cli.exports.csv_table:prepare", (".csv", ".tsv")),
     "jsonl": FormInfo("influence_cli.exports.json_lines:prepare", (".jsonl", ".ndjson")),
-    "huggingface": FormInfo("influence_cli.exports.huggingface:prepare"),
+    "huggingface": FormInfo("influence_cli.exports.huggingface:prepare", holds_images=True),
     "label-studio": FormInfo("influence_cli.exports.label_studio:prepare", (".json",)),
-    "npz": FormInfo("influence_cli.exports.npz:prepare", (".npz",)),
+    "npz": FormInfo("influence_cli.exports.npz:prepare", (".npz",), holds_images=True),
     "json": FormInfo("influence_cli.exports.json_lines:prepare_list", (".json",)),
     "fiftyone": FormInfo("influence_cli.exports.fiftyone:prepare"),
     "spotlight": FormInfo("influence_cli.exports.spotlight:prepare", (".parquet",), named_by_suffix=False),

@@ -1,9 +1,12 @@
-"""A store at an address: a copy on this machine that fetches what is asked for and puts what is written.
+"""A store or a run folder at an address: a copy on this machine that fetches what is there and puts what is written.
 
 Names of a store's files say what is in them, and what is in them never changes, so a copy of one is as good as another
 and runs on several machines do each other no harm: where two compute the same, both write the same.  A folder of shards
 is fetched whole when it is first asked for, a single file when it is; notes, which are small, when the store is opened.
 A file is put as soon as it is written here, so that a run that is killed has lost the rows in hand, as elsewhere.
+
+A run folder is fetched whole when it is opened: finished trainings are not trained again.  Each of its files is put as
+soon as it is written here, so ``run.json`` is the last, as it is here.
 
 Not promised at an address: claims (runs on two machines may train the same member or chain at once, and both end with
 the same), and the last of several notes of seconds.  ``cache`` looks after stores on this machine alone.
@@ -20,6 +23,7 @@ from influence_cli.store import layout, putting, remote
 from influence_cli.store.files import on_written
 
 _mirrors: dict[str, Mirror] = {}  # by address
+_runs: dict[str, RunMirror] = {}  # by address
 
 
 class Mirror:
@@ -81,6 +85,45 @@ class Mirror:
         self._there[name] = (self.root / name).stat().st_size
 
 
+class RunMirror:
+    """The copy of the run folder at an address, which may be empty."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place.rstrip("/")
+        putting.check_folder(self.place)
+        self.root = Path(tempfile.mkdtemp(prefix="run-", dir=remote.folder_of_copies())) / "run"
+        for name, size in remote.names_below(self.place).items():
+            if not any(part.startswith(".") for part in PurePosixPath(name).parts):
+                remote.copy_here(f"{self.place}/{name}", size, self.root / name)
+        remote.call(self.root, self.place)
+        on_written(self.root, self._put)
+
+    def _put(self, path: Path) -> None:
+        name = path.relative_to(self.root)
+        if not any(part.startswith(".") for part in name.parts):
+            putting.put_copy(path, f"{self.place}/{name.as_posix()}")
+
+
+def run_mirrored(place: str) -> Path:
+    """The root on this machine of the run folder at an address.
+
+    Raises:
+        UsageError: it cannot be read, or nothing is written there; or several processes are at work.
+    """
+    _refuse_several("a run folder", place, "-o PATH")
+    known = _runs.get(place)
+    if known is None:
+        known = _runs[place] = RunMirror(place)
+    return known.root
+
+
+def _refuse_several(what: str, place: str, flag: str) -> None:
+    """Refuse an address under torchrun.  Raises UsageError: several processes are at work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
+        told = f"several processes share {what} by its files, and {what} at an address has none that they share"
+        raise UsageError(told, where=place, fix=f"pass {flag}, on a file system that all of them see")
+
+
 def mirrored(place: str) -> Path:
     """The root on this machine of the store at an address, as it is by now.
 
@@ -88,9 +131,7 @@ def mirrored(place: str) -> Path:
         UsageError: it cannot be read, or nothing is written there; or several processes are at work.
         StoreError: something else is there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
-        what = "several processes share a store by its files, and a store at an address has none that they share"
-        raise UsageError(what, where=place, fix="pass --store PATH, on a file system that all of them see")
+    _refuse_several("a store", place, "--store PATH")
     known = _mirrors.get(place)
     if known is None:
         _mirrors[place] = known = Mirror(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -54,6 +55,26 @@ def put_copy(source: Path, place: str) -> None:
         tried(lambda: _put(source, address))
     except Exception as error:
         raise refusal("cannot write it", address, error) from error
+
+
+def put_new(source: Path, place: str) -> None:
+    """Write a file, or all files of a folder, to an address where nothing is: all of them or none.
+
+    Raises:
+        UsageError: they cannot be written; what was put before is taken away again.
+    """
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    done = list[str]()
+    try:
+        for file in files:
+            done.append(place if file == source else f"{place}/{file.relative_to(source).as_posix()}")
+            put_copy(file, done[-1])
+    except BaseException:
+        for name in done:
+            with contextlib.suppress(Exception):  # that it could not be written is what is told
+                address = parsed(name)
+                address.system.delete_file(address.path)
+        raise
 
 
 def put(source: Path, place: str) -> None:

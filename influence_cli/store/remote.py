@@ -315,6 +315,11 @@ def local(place: str) -> Path:
     return fetched(place) if is_remote(place) else Path(place)
 
 
+def call(root: Path, place: str) -> None:
+    """Have a folder here called by the address that it is the copy of."""
+    _places[str(root)] = place
+
+
 def called(path: Path | str) -> str:
     """What a file is called in messages: by its address, where it is the copy of one."""
     text = str(path)

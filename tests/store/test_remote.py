@@ -14,9 +14,11 @@ from unittest import mock
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
+from influence_cli.stages.retrain import training_run
 from influence_cli.store import mirror, putting, remote
 from influence_cli.store.putting import put
 from influence_cli.store.remote import fetched
@@ -171,7 +173,7 @@ def test_addresses_that_cannot_be_meant_are_refused_and_not_repeated_where_they_
             ("score", "{digits}", "--method", "random", "--store", "s3://none/store", "-o", "s.parquet"),
             "no such bucket",
         ),
-        (("retrain", "{digits}", "--model", "linear", "-o", "s3://data/RUN"), "no address"),
+        (("retrain", "{digits}", "--model", "linear", "-o", "s3://no-such-bucket/RUN"), "no such bucket"),
         (("score", f"s3://{KEY}:{SECRET}@data/x.parquet", "--method", "random"), "with credentials"),
         (("score", "s3://data/absent.parquet", "--method", "random"), "no such file"),
     ],
@@ -255,6 +257,109 @@ def test_what_is_no_store_is_not_written_to_and_several_processes_need_files_tha
     assert (ran.code, "no store" in ran.err) == (2, True), ran.err
     with mock.patch.dict(os.environ, {"WORLD_SIZE": "2"}), pytest.raises(UsageError, match="several processes"):
         mirror.mirrored(address("store"))
+
+
+def test_a_run_folder_at_an_address_is_scored_at_and_trained_on_and_is_that_of_a_run_here(
+    here: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = environment(s3_environment(here))
+    asked = ("retrain", digits, "--model", "mlp:8", "--epochs", 2, "-o")
+    made = call_cli(*asked, address("TRAINED"), cwd=tmp_path, env=env)
+    assert made.code == 0, made.err
+    assert f"influence score {digits} --checkpoint {address('TRAINED')} " in made.err
+    assert call_cli(*asked, "RUN", cwd=tmp_path).code == 0
+    here_are = {str(p.relative_to(tmp_path / "RUN")) for p, _ in everything_below(tmp_path / "RUN")}
+    there = fetched(address("TRAINED"))
+    assert {str(p.relative_to(there)) for p, _ in everything_below(there)} == here_are
+    assert (there / "model.safetensors").read_bytes() == (tmp_path / "RUN" / "model.safetensors").read_bytes()
+    assert not any(SECRET.encode() in data for _, data in everything_below(there))
+
+    monkeypatch.setattr(mirror, "_runs", {})  # as on another machine, on which no training may be done again
+    with monkeypatch.context() as without_training:
+        without_training.setattr(training_run.TrainingRun, "_train", lambda *_: pytest.fail("it is trained again"))
+        again = call_cli(*asked, address("TRAINED"), cwd=tmp_path, env=env)
+    assert again.code == 0, again.err
+    more = call_cli(*asked, address("TRAINED"), "--seeds", 2, cwd=tmp_path, env=env)
+    assert more.code == 0, more.err
+    assert len([n for n in remote.names_below(address("TRAINED")) if n.endswith("/run.json")]) == 2
+    other = call_cli(*asked, address("TRAINED"), "--lr", 0.5, cwd=tmp_path, env=env)
+    assert (other.code, f"-o '{address('TRAINED')}' holds a run of another recipe" in other.err) == (2, True), other.err
+    scores = call_cli(
+        "score",
+        digits,
+        "--checkpoint",
+        address("TRAINED"),
+        "--method",
+        "loss",
+        "-o",
+        "s.parquet",
+        cwd=tmp_path,
+        env=env,
+    )
+    assert scores.code == 0, scores.err
+    with mock.patch.dict(os.environ, {"WORLD_SIZE": "2"}), pytest.raises(UsageError, match="several processes"):
+        mirror.run_mirrored(address("SHARED"))
+
+
+def test_a_run_folder_whose_files_cannot_be_put_is_an_error_and_no_run_is_there(
+    here: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "TRIES", 2)
+    put_one = putting._put
+
+    def cut(source: Path, to: remote.Address) -> None:
+        if to.path.endswith("RUN2/model.safetensors"):
+            raise OSError(f"connection dropped while {SECRET} was sent")
+        put_one(source, to)
+
+    asked = ("retrain", digits, "--model", "mlp:8", "--epochs", 1, "-o", address("RUN2"))
+    with monkeypatch.context() as dropping:
+        dropping.setattr(putting, "_put", cut)
+        ran = call_cli(*asked, cwd=tmp_path, env=environment(s3_environment(here)))
+    assert (ran.code, "cannot write it" in ran.err, SECRET in ran.err) == (2, True, False), ran.err
+    assert "run.json" not in remote.names_below(address("RUN2"))
+    again = call_cli(*asked, cwd=tmp_path, env=environment(s3_environment(here)))
+    assert again.code == 0, again.err
+    assert {"run.json", "model.safetensors"} <= remote.names_below(address("RUN2")).keys()
+
+
+def test_an_export_to_an_address_is_the_one_here_or_nothing(
+    here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = environment(s3_environment(here))
+    for k in range(12):
+        folder = tmp_path / "photos" / "train" / "ab"[k % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), 20 * k, np.uint8)).save(folder / f"{k}.png")
+    for command in (
+        ("manifest", "photos", "-o", "m.parquet"),
+        ("score", "m.parquet", "--method", "random", "-o", "s.parquet"),
+    ):
+        assert call_cli(*command, cwd=tmp_path).code == 0
+    asked = ("curate", "s.parquet", "--budget", 2, "--export")
+    assert call_cli(*asked, "out", "--link", "copy", cwd=tmp_path).code == 0
+    put_one = putting._put
+
+    def cut(source: Path, to: remote.Address) -> None:
+        if len(remote.names_below(address("out"))) == 3:
+            raise UsageError(f"connection dropped while {SECRET} was sent")
+        put_one(source, to)
+
+    with monkeypatch.context() as dropping:
+        dropping.setattr(putting, "_put", cut)
+        ran = call_cli(*asked, address("out"), cwd=tmp_path, env=env)
+    assert (ran.code, SECRET in ran.err) == (2, False), ran.err
+    assert remote.names_below(address("out")) == {}
+    ran = call_cli(*asked, address("out"), cwd=tmp_path, env=env)
+    assert ran.code == 0, ran.err
+    assert f"exported as folder to {address('out')}" in ran.err
+    there, made = fetched(address("out")), tmp_path / "out"
+    files = {str(p.relative_to(there)): data for p, data in everything_below(there)}
+    assert files == {str(p.relative_to(made)): data for p, data in everything_below(made)}
+    taken = call_cli(*asked, address("out"), cwd=tmp_path, env=env)
+    assert (taken.code, "is there already" in taken.err) == (2, True), taken.err
+    named = call_cli(*asked, address("rows.csv"), "--export-as", "csv", cwd=tmp_path, env=env)
+    assert (named.code, "names images by their path" in named.err) == (2, True), named.err
 
 
 @pytest.mark.parametrize(

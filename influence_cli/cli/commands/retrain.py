@@ -30,6 +30,7 @@ def retrain(settings: Settings) -> int | None:
     from influence_cli.stages.retrain.logged import log_retrain, run_loggers
     from influence_cli.stages.retrain.opening import as_fine_tuning
     from influence_cli.stages.retrain.retrain import retrain as retrain_stage
+    from influence_cli.stages.retrain.run_place import at_hand
 
     result = settings.make(ResultOptions)
     result.check_format("retrain")
@@ -44,6 +45,7 @@ def retrain(settings: Settings) -> int | None:
     if settings.make(RetrainOptions).require_improvement and not compared:
         fix = "pass --against MANIFEST, the rows before curation, or --scores TABLE"
         raise UsageError("--require-improvement has nothing to compare with", fix=fix)
+    request = at_hand(request)
     loggers, trained = run_loggers(result.log, request.output, not result.dry_run), list[Any]()
     if result.dry_run:
         request, recipe = as_fine_tuning(request, recipe)
@@ -81,7 +83,7 @@ def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
     )
     code = ["--model", settings.values["model"]] if is_own(settings.values["model"]) else []  # no folder may name it
     return {
-        "output": request.output,
+        "output": settings.values["output"],
         "manifest": manifest,
         "scores": None if edits is None else edits.scores,
         "manifests": {"curated": manifest, **dict(request.arms)},
@@ -89,7 +91,7 @@ def _asked(settings: Settings, request: RetrainRequest) -> dict[str, Any]:
         "read": [*settings.repeated_of("label", "skip_bad", "allow_outside", "overlap", "group"), *code],
         "edits": settings.repeated_of("combine", "set"),
         "training": settings.repeated(*compared),
-        "command": ["retrain", manifest, *settings.repeated("seeds"), "-o", request.output],
+        "command": ["retrain", manifest, *settings.repeated("seeds"), "-o", settings.values["output"]],
     }
 
 
@@ -162,6 +164,7 @@ def _origin(settings: Settings, result: ResultOptions, request: RetrainRequest) 
     from influence_cli.data.open import open_manifest
     from influence_cli.model.checkpoints import find_checkpoint
     from influence_cli.report.origin import Origin
+    from influence_cli.store.remote import called
 
     def of(what: str, path: object, read: Callable[[], str]) -> tuple[str, str, str | None]:
         try:
@@ -178,7 +181,7 @@ def _origin(settings: Settings, result: ResultOptions, request: RetrainRequest) 
     ]
     if request.edits is not None and request.edits.scores is not None:
         inputs.append(("Scores", str(request.edits.scores), None))
-    inputs.append(of("Checkpoint", request.output, lambda: find_checkpoint(request.output)[0].digest))
+    inputs.append(of("Checkpoint", called(request.output), lambda: find_checkpoint(request.output)[0].digest))
     return Origin.now(settings.command_line(), inputs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from influence_cli.exports.protocol import ExportJob, Prepared
 from influence_cli.stages.curate.curate import Curated
 from influence_cli.stages.curate.request import ExportRequest
 from influence_cli.store.files import replacing, replacing_folder
-from influence_cli.store.remote import refuse_address
+from influence_cli.store.putting import check_folder, put_new
+from influence_cli.store.remote import folder_of_copies, is_remote, names_below
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class Export:
     path: str
     place: Path
     prepared: Prepared
+    address: str | None = None  # where what is written to ``place`` is put then
 
     def sentence(self) -> str:
         """What is written where."""
@@ -37,9 +40,12 @@ class Export:
 
     def write(self) -> None:
         """Write it, where still nothing is."""
-        _check_free(self.place, self.path)
+        if self.address is None:
+            _check_free(self.place, self.path)
         with (replacing_folder if FORMS[self.form].folder else replacing)(self.place) as temporary:
             self.prepared.write(temporary)
+        if self.address is not None:
+            put_new(self.place, self.address)
 
 
 def prepare_export(curated: Curated, request: ExportRequest) -> Export:
@@ -54,24 +60,52 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
         raise UsageError("the rows of a Dataset cannot be exported", fix="take the edits, by row number")
     origin = read_origin(read_schema(manifest.files[0]))
     form = choose_form(request.form, origin, request.path)
-    refuse_address(request.path, "an export (--export)")
-    status_of("--export", request.path)
-    place = Path(os.path.abspath(request.path))
-    _check_free(place, request.path)
-    _check_outside(place, request.path, origin, manifest.folder)
-    check_no_store("--export", request.path)
-    check_writable("--export", request.path, probe=False)
+    address = request.path.rstrip("/") if is_remote(request.path) else None
+    if address is None:
+        place = _place_here(request.path, origin, manifest.folder)
+    else:
+        place = _place_of_copy(address, form, manifest.payload_kind.pixels, request.url_prefix)
     job = ExportJob(
         edited=curated.after(),
         origin=origin,
         edits=curated.table(),
         label=curated.scores.label,
         place=Path(os.path.relpath(place)),
-        link=request.link,
+        link=request.link if address is None else "copy",  # a link has nothing to lead to
         url_prefix=request.url_prefix or "",
         ranks=_ranks(curated),
     )
-    return Export(form, request.path, place, prepare(form, job))
+    return Export(form, request.path, place, prepare(form, job), address)
+
+
+def _place_here(named: str, origin: Origin | None, folder: Path) -> Path:
+    """Where an export on this machine is written.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    status_of("--export", named)
+    place = Path(os.path.abspath(named))
+    _check_free(place, named)
+    _check_outside(place, named, origin, folder)
+    check_no_store("--export", named)
+    check_writable("--export", named, probe=False)
+    return place
+
+
+def _place_of_copy(address: str, form: str, pixels: bool, prefix: str | None) -> Path:
+    """Where an export is made that is put at an address then.
+
+    Raises:
+        UsageError: something is there, nothing can be put there, or its rows would name images on this machine.
+    """
+    if pixels and not FORMS[form].holds_images and not (form == "label-studio" and prefix):
+        what = f"{form} names images by their path from where it lies, and at an address nothing lies beside it"
+        raise UsageError(what, where=address, fix="pass --export-as folder, huggingface or npz")
+    check_folder(address)
+    if names_below(address):
+        raise UsageError(f"--export {address} is there already", fix="give a new place: nothing is overwritten")
+    return Path(tempfile.mkdtemp(prefix="export-", dir=folder_of_copies())) / address.rpartition("/")[2]
 
 
 def _check_free(place: Path, named: str) -> None:

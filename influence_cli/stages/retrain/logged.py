@@ -14,6 +14,7 @@ from influence_cli.model.run_folder import RunFolder
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.stages.retrain.training_run import Training
+from influence_cli.store.remote import called, is_remote
 
 if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
@@ -37,8 +38,9 @@ def retrain_and_log(
 
 
 def run_loggers(log: str | Iterable[str], output: str, connect: bool = True) -> dict[str, Logger]:
-    """The loggers of a run folder (UsageError: one cannot be logged to)."""
-    return open_loggers(log, str(Path(output) / EVENTS), connect)
+    """The loggers of a run folder (UsageError: one cannot be logged to); events are not put at an address."""
+    at_an_address = is_remote(called(output))
+    return open_loggers(log, None if at_an_address else str(Path(output) / EVENTS), connect)
 
 
 def log_retrain(

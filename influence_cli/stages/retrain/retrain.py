@@ -36,7 +36,7 @@ from influence_cli.stages.retrain.opening import (
 )
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import check_rounds, iterated_arms
-from influence_cli.stages.retrain.run_place import check_model, check_run_folder
+from influence_cli.stages.retrain.run_place import at_hand, check_model, check_run_folder
 from influence_cli.stages.retrain.training_run import Training, TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
@@ -55,7 +55,7 @@ def retrain(
     from influence_cli.model.examples import Examples
     from influence_cli.model.train.convex import check_convex
 
-    request, recipe = as_fine_tuning(request, recipe, listener)
+    request, recipe = as_fine_tuning(at_hand(request), recipe, listener)
     check_run_folder(request, recipe, listener=listener)
     manifest = open_table(request, request.inputs.manifest)
     base = base_rows(request, manifest)

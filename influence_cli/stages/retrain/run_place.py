@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.model.run_folder import ARMS, CHECKPOINTS, EPOCHS, FOLDS, METRICS_FILE, MOMENTS, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
 from influence_cli.stages.retrain.request import RetrainRequest
-from influence_cli.store.remote import refuse_address
+from influence_cli.store import remote
+from influence_cli.store.mirror import run_mirrored
 
 if TYPE_CHECKING:
     from influence_cli.model.train.recipe import Recipe
@@ -34,6 +36,17 @@ _INSIDE = {  # folders of files that an arm has and the top has copies of, by wh
 _ANOTHER = "give a new folder, or move that one away"
 
 
+def at_hand(request: RetrainRequest) -> RetrainRequest:
+    """The same request; of a run folder at an address with the folder here that is its copy, and puts what is written.
+
+    Raises:
+        UsageError: nothing can be read or written there.
+    """
+    if not remote.is_remote(request.output):
+        return request
+    return replace(request, output=str(run_mirrored(request.output)))
+
+
 def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True, listener: Listener = SILENT) -> None:
     """Refuse a place that no run may be written to, before anything is done; say what a run there would lose.
 
@@ -42,17 +55,18 @@ def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True
             a place that cannot be written.
     """
     output = request.output
-    refuse_address(output, "a run (-o)")
     status_of("-o", output)
     place = Path(os.path.realpath(output))
     if is_stream(output) or (place.exists() and not place.is_dir()):
-        raise UsageError(f"cannot write -o {output!r}: it is no folder, and a run is one", where=output, fix=_ANOTHER)
+        raise UsageError(
+            f"cannot write -o {remote.called(output)!r}: it is no folder, and a run is one", where=output, fix=_ANOTHER
+        )
     models = (request.init, None if request.canaries is None else request.canaries.source)
     tables = (request.inputs.manifest, request.against, request.test, *(p for _, p in request.arms))
     read = [p for p in models if p is not None and is_inside(Path(os.path.realpath(p)), place)]
     read += [str(t) for t in tables if isinstance(t, str | Path) and str(t) != "-" and is_same(Path(t), place)]
     if read:
-        raise UsageError(f"-o {output!r} is read by this run", where=read[0], fix=_ANOTHER)
+        raise UsageError(f"-o {remote.called(output)!r} is read by this run", where=read[0], fix=_ANOTHER)
     check_no_store("-o", output)
     if place.is_dir():
         _check_content(request, recipe, place, listener)
@@ -75,13 +89,15 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
     """Refuse a folder with other content, a run of another recipe, and one in which a file of the user's would go."""
     for name in (ARMS, *_INSIDE, *_NOTES):
         if (place / name).is_symlink() and not is_inside(Path(os.path.realpath(place / name)), place):
-            what = f"{name} in -o {request.output!r} is a link to another place, which would be written to"
+            what = (
+                f"{name} in -o {remote.called(request.output)!r} is a link to another place, which would be written to"
+            )
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that link away")
     if not os.path.lexists(place / RUN_FILE):
         inside = sorted(place.iterdir(), key=lambda p: (p.is_dir(), p.name))
         others = [p.name for p in inside if not (_TEMPORARY.fullmatch(p.name) or _unfinished(p))]
         if others:
-            what = f"-o {request.output!r} is there and is no run folder: it holds {others[0]}"
+            what = f"-o {remote.called(request.output)!r} is there and is no run folder: it holds {others[0]}"
             raise UsageError(what, where=str(place), fix=_ANOTHER)
         return
     _check_same(request, recipe, _read(place), listener)
@@ -95,7 +111,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
             replaced += [f"{folder}/{n}" for n in names if called.fullmatch(n)] or [folder]
     for name in replaced:
         if os.path.lexists(place / name) and not RunFolder(place).wrote(name):
-            what = f"{name} in -o {request.output!r} is no earlier output of a run of influence"
+            what = f"{name} in -o {remote.called(request.output)!r} is no earlier output of a run of influence"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that file away")
 
 
@@ -122,8 +138,8 @@ def _check_same(request: RetrainRequest, recipe: Recipe, run: RunRecord, listene
     for name, (old, new) in _records(request, run).items():
         if old != new:
             listener.warn(
-                f"-o {request.output!r} holds a run with {name} {old}, now {new}: what {RUN_FILE} says of its "
-                "calibration rows and canaries is replaced"
+                f"-o {remote.called(request.output)!r} holds a run with {name} {old}, now {new}: what {RUN_FILE} says "
+                "of its calibration rows and canaries is replaced"
             )
 
 
@@ -186,5 +202,5 @@ def _place_of(path: Any) -> str | None:
 
 
 def _of_another(request: RetrainRequest, name: str, then: Any, now: Any) -> UsageError:
-    what = f"-o {request.output!r} holds a run of another recipe: its {name} is {then}, not {now}"
+    what = f"-o {remote.called(request.output)!r} holds a run of another recipe: its {name} is {then}, not {now}"
     return UsageError(what, where=os.path.join(request.output, RUN_FILE), fix=_ANOTHER)
