@@ -96,8 +96,13 @@ class Store:
 
     @property
     def at_an_address(self) -> bool:
-        """Whether its files are put somewhere else as they are written, where none is taken away."""
+        """Whether its files are put somewhere else as they are written."""
         return self._mirror is not None
+
+    def look_again(self) -> None:
+        """See what others have put at the address that this is the copy of; nothing of a store that is none."""
+        if self._mirror is not None:
+            self._mirror.look()
 
     def _files(self, kind: str, again: str = "computed again", what: str | None = None) -> FileFolder:
         fetch = at_hand if self._mirror is None else self._mirror.file

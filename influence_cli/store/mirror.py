@@ -8,8 +8,10 @@ A file is put as soon as it is written here, so that a run that is killed has lo
 A run folder is fetched whole when it is opened: finished trainings are not trained again.  Each of its files is put as
 soon as it is written here, so ``run.json`` is the last, as it is here.
 
+Each process of ``torchrun`` has a copy of its own, and looks again at what is there when the others have written.
+
 Not promised at an address: claims (runs on two machines may train the same member or chain at once, and both end with
-the same), and the last of several notes of seconds.  ``cache`` looks after stores on this machine alone.
+the same), and the last of several notes of seconds.
 """
 
 from __future__ import annotations
@@ -52,6 +54,22 @@ class Mirror:
         for name in self._there:
             if name.endswith(".json") or "/" not in name:
                 self._fetch(name)
+
+    def whole(self) -> None:
+        """Fetch every file that is not here."""
+        for name in self._there:
+            self._fetch(name)
+
+    def drop_gone(self) -> None:
+        """Take away at the address what was taken away here since all of it was fetched.
+
+        Raises:
+            UsageError: it cannot be.
+        """
+        for name in [name for name in self._there if layout.fits(PurePosixPath(name).parts)]:
+            if not (self.root / name).exists():
+                putting.delete(f"{self.place}/{name}")
+                del self._there[name]
 
     def folder(self, *parts: str) -> None:
         """Fetch the files of a folder that are not here."""
@@ -110,28 +128,22 @@ def run_mirrored(place: str) -> Path:
     Raises:
         UsageError: it cannot be read, or nothing is written there; or several processes are at work.
     """
-    _refuse_several("a run folder", place, "-o PATH")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
+        what = "several processes share a run folder by its files, and one at an address has none that they share"
+        raise UsageError(what, where=place, fix="pass -o PATH, on a file system that all of them see")
     known = _runs.get(place)
     if known is None:
         known = _runs[place] = RunMirror(place)
     return known.root
 
 
-def _refuse_several(what: str, place: str, flag: str) -> None:
-    """Refuse an address under torchrun.  Raises UsageError: several processes are at work."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
-        told = f"several processes share {what} by its files, and {what} at an address has none that they share"
-        raise UsageError(told, where=place, fix=f"pass {flag}, on a file system that all of them see")
-
-
 def mirrored(place: str) -> Path:
     """The root on this machine of the store at an address, as it is by now.
 
     Raises:
-        UsageError: it cannot be read, or nothing is written there; or several processes are at work.
+        UsageError: it cannot be read, or nothing is written there.
         StoreError: something else is there.
     """
-    _refuse_several("a store", place, "--store PATH")
     known = _mirrors.get(place)
     if known is None:
         _mirrors[place] = known = Mirror(place)

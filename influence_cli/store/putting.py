@@ -72,9 +72,21 @@ def put_new(source: Path, place: str) -> None:
     except BaseException:
         for name in done:
             with contextlib.suppress(Exception):  # that it could not be written is what is told
-                address = parsed(name)
-                address.system.delete_file(address.path)
+                delete(name)
         raise
+
+
+def delete(place: str) -> None:
+    """Take a file at an address away.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    address = parsed(place)
+    try:
+        tried(lambda: address.system.delete_file(address.path))
+    except Exception as error:
+        raise refusal("cannot take it away", address, error) from error
 
 
 def put(source: Path, place: str) -> None:

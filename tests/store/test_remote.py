@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,11 +20,15 @@ from PIL import Image
 
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
+from influence_cli.settings import GradSpec, Inputs, Runtime
 from influence_cli.stages.retrain import training_run
+from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.session import Session
+from influence_cli.stages.score.score import score
 from influence_cli.store import mirror, putting, remote
 from influence_cli.store.putting import put
 from influence_cli.store.remote import fetched
-from tests.cases import call_cli, column, environment, run_cli
+from tests.cases import call_cli, column, environment, run_cli, run_process
 from tests.served import BUCKET, KEY, SECRET, Cutting, everything_below, hub_server, s3_environment, s3_server
 
 
@@ -168,7 +174,8 @@ def test_addresses_that_cannot_be_meant_are_refused_and_not_repeated_where_they_
             ("score", "{digits}", "--method", "random", "-o", "hf://datasets/a/b/s.parquet"),
             "nothing is written to hf://",
         ),
-        (("cache", "ls", "--store", "s3://data/store"), "no address"),
+        (("cache", "ls", "--store", "s3://no-such-bucket/store"), "no such bucket"),
+        (("cache", "gc", "--store", "hf://datasets/a/b/store"), "nothing is written to hf://"),
         (
             ("score", "{digits}", "--method", "random", "--store", "s3://none/store", "-o", "s.parquet"),
             "no such bucket",
@@ -247,16 +254,53 @@ def test_a_damaged_file_at_an_address_is_set_aside_and_made_again(
         assert np.allclose(column(one), column(other), rtol=0, atol=1e-6 * np.abs(column(one)).max())
 
 
-def test_what_is_no_store_is_not_written_to_and_several_processes_need_files_that_they_share(
-    here: str, digits: Path, tmp_path: Path
-) -> None:
+def test_what_is_no_store_is_not_written_to(here: str, digits: Path, tmp_path: Path) -> None:
     (file := tmp_path / "f").write_text("mine")
     put(file, address("others/file.txt"))
     asked = ("score", digits, "--method", "random", "-o", "s.parquet", "--store")
     ran = call_cli(*asked, address("others"), cwd=tmp_path, env=environment(s3_environment(here)))
     assert (ran.code, "no store" in ran.err) == (2, True), ran.err
-    with mock.patch.dict(os.environ, {"WORLD_SIZE": "2"}), pytest.raises(UsageError, match="several processes"):
-        mirror.mirrored(address("store"))
+
+
+def test_several_processes_share_a_store_at_an_address(
+    here: str, digits: Path, digits_run: Path, scored: Path, tmp_path: Path
+) -> None:
+    options = ("--checkpoint", digits_run, "--method", "ip", "--batch-size", "16", "--store", address("many"))
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [*launcher, "-m", "influence_cli", "score", digits, *options, "-o", "s.parquet"]
+    ran = run_process(list(map(str, command)), tmp_path, s3_environment(here))
+    assert ran.code == 0, ran.err
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert np.allclose(column(table), column(pq.read_table(scored)), rtol=0, atol=1e-6 * np.abs(column(table)).max())
+    planned = call_cli("score", digits, *options, "-n", "--json", cwd=tmp_path, env=environment(s3_environment(here)))
+    assert json.loads(planned.text)["rows_to_compute"] == 0, planned.err  # shards of both are there
+    assert SECRET not in ran.err
+
+
+def test_a_store_at_an_address_is_looked_after(
+    here: str, digits: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = environment(s3_environment(here))
+    asked = ("score", digits, "--checkpoint", digits_run, "--method", "ip", "--store", address("kept"))
+    session = Session.open(Runtime(store=address("kept"), shard_rows=5, batch_size=5))
+    score(open_run(Inputs(str(digits), checkpoint=str(digits_run)), GradSpec(methods=("ip",)), session), session)
+    before = {name for name in remote.names_below(address("kept")) if name.endswith(".safetensors")}
+
+    def looked_after(*action: object) -> dict[str, Any]:
+        monkeypatch.setattr(mirror, "_mirrors", {})  # as on another machine
+        ran = call_cli("cache", *action, "--store", address("kept"), "--json", cwd=tmp_path, env=env)
+        assert ran.code == 0, ran.err
+        return json.loads(ran.text)
+
+    entries = looked_after("ls")["entries"]
+    assert sum(entry["files"] for entry in entries if entry["kind"] == "outputs") > 10
+    assert looked_after("verify")["damaged"] in (0, [])
+    looked_after("gc", "--keep", digits)
+    after = {name for name in remote.names_below(address("kept")) if name.endswith(".safetensors")}
+    assert len(after) < len(before) - 20  # shards are merged, and the old ones are there no more
+    monkeypatch.setattr(mirror, "_mirrors", {})
+    planned = call_cli(*asked, "-n", "--json", cwd=tmp_path, env=env)
+    assert json.loads(planned.text)["rows_to_compute"] == 0, planned.err
 
 
 def test_a_run_folder_at_an_address_is_scored_at_and_trained_on_and_is_that_of_a_run_here(

@@ -24,19 +24,27 @@ ACTIONS = ("ls", "verify", "gc", "key")
 def cache(settings: Settings) -> None:
     """Look after the store: ls, verify (re-read everything), gc (drop rubbish, merge shards), key MANIFEST's rows."""
     from influence_cli.store.maintenance import collect, examine, list_entries
-    from influence_cli.store.remote import refuse_address
+    from influence_cli.store.mirror import mirror_of, mirrored
+    from influence_cli.store.remote import is_remote
 
     result, asked = settings.make(ResultOptions), settings.make(StoreOptions)
     result.check_format("cache")
-    refuse_address(asked.store, "the store that `cache` looks after")
-    action, root = settings.source or "ls", Path(asked.store)
+    action = settings.source or "ls"
+    at_an_address = is_remote(asked.store) and action in ("ls", "verify", "gc")
+    root = mirrored(asked.store) if at_an_address else Path(asked.store)
+    mirror = mirror_of(root)
+    if mirror is not None:
+        mirror.whole()
     if action == "ls":
         _show_entries(result, asked.store, list_entries(root))
     elif action == "verify":
         _show_facts(result, dataclasses.asdict(examine(root, terminal())))
     elif action == "gc":
         keys, fits = _named_by(_kept(asked))
-        _show_facts(result, collect(root, keys, terminal(), fits))
+        found = collect(root, keys, terminal(), fits)
+        if mirror is not None:
+            mirror.drop_gone()
+        _show_facts(result, found)
     elif action == "key":
         if not asked.keep:
             raise UsageError("whose keys?", fix="influence cache key --keep MANIFEST")

@@ -191,7 +191,8 @@ def _opened(group: Group, settings: tuple[Inputs, GradSpec, Runtime], outside: b
 
 def _told(session: Session) -> Runtime:
     """What another process is told of how a run is carried out."""
-    return replace(session.runtime, store=str(session.store.root.absolute()))
+    store = session.store.called if session.store.at_an_address else str(session.store.root.absolute())
+    return replace(session.runtime, store=store)
 
 
 def _here(runtime: Runtime, group: Group) -> Runtime:

@@ -181,3 +181,5 @@ class Session:
         """Let go of what was read, of a kind or of all, so that it is read anew: the store may have been written."""
         for known in [key for key in self._folders if kind in (None, key[0])]:
             del self._folders[known]
+        if kind is None and self.group is not None:
+            self.store.look_again()
