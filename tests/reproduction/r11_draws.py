@@ -29,9 +29,8 @@ def parts(sizes: dict[str, Any]) -> list[Part]:
     return [*logistic_, *([text] if (SHARED / "tinyshakespeare" / "input.txt").exists() else [])]
 
 
-def bif(run: Commands, asked: tuple[Any, ...], draws: int, nbeta: float, damping: float, **more: Any) -> Scores:
+def bif(run: Commands, asked: tuple[Any, ...], **options: Any) -> Scores:
     """Scores by four chains."""
-    options = {"draws": draws, "nbeta": nbeta, "damping": damping, **more}
     flags = [word for name, value in options.items() for word in ("--set", f"bif.{name}={value}")]
     return run.scores(*asked, "--method", "bif", *flags, output="bif.parquet")
 
@@ -53,25 +52,27 @@ def measure(run: Commands, seed: int, draws: int) -> dict[str, Any]:
     ip = run.scores(*asked, "--method", "ip", output="ip.parquet")["utility"]
     limits = {}
     for nbeta in NBETAS:
-        drawn = bif(run, asked, draws, nbeta, DAMPING, thin=THIN)
+        drawn = bif(run, asked, draws=draws, nbeta=nbeta, damping=DAMPING, thin=THIN)
         scores = drawn["utility"]
         slope = float(scores @ exact / (exact @ exact))
         agreement = {"spearman": float(spearmanr(scores, exact)[0]), "pearson": float(pearsonr(scores, exact)[0])}
         limits[str(nbeta)] = {**agreement, "slope": slope, "scores": scores.tolist(), **facts(drawn)}
-    far = bif(run, asked, draws, NBETAS[-1], FAR, thin=THIN)["utility"] * FAR
+    far = bif(run, asked, draws=draws, nbeta=NBETAS[-1], damping=FAR, thin=THIN)["utility"] * FAR
     to_ip = {"spearman": float(spearmanr(far, ip)[0]), "slope": float(far @ ip / (ip @ ip))}
     return {"limits": limits, "ip": to_ip, "exact": exact.tolist(), "ip_against_exact": float(spearmanr(ip, exact)[0])}
 
 
-def language(run: Commands, draws: int, length: int, burn_in: int = 100) -> dict[str, Any]:
+def language(run: Commands, draws: int, length: int) -> dict[str, Any]:
     """A language model of one layer: what its draws say of themselves, and agreement with ip and ekfac."""
     characters(run.folder / "m.parquet", length)
     run("retrain", "m.parquet", "--model", "gpt:1x32", "--epochs", 20, "-o", "RUN")
     asked = ("m.parquet", "--checkpoint", "RUN")
     others = {m: run.scores(*asked, "--method", m, output=f"{m}.parquet")["utility"] for m in ("ip", "ekfac")}
-    drawn = bif(run, asked, draws, 30.0, 10.0, step=1e-4, burn_in=burn_in)
+    drawn = bif(run, asked, draws=draws)
     against = {m: float(spearmanr(drawn["utility"], v)[0]) for m, v in others.items()}
-    return {"language": True, "against": against, **facts(drawn)}
+    found = drawn.provenance["further"]["bif"]
+    law = {name: float(found[name]) for name in ("nbeta", "damping", "step", "burn_in")}
+    return {"language": True, "against": against, "law": law, **facts(drawn)}
 
 
 def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
@@ -86,7 +87,9 @@ def page(found: dict[str, Any], sizes: dict[str, Any]) -> Page:
     for f in found.values():
         if "language" in f:
             rows = [(f"`{m}`", f"{v:.2f}") for m, v in f["against"].items()]
-            said = f"{f['draws']:,} draws, worst R-hat {f['rhat']:.2f}, {f['effective']:.0f} effective draws of Phi."
+            law = ", ".join(f"{name.replace('_', '-')} {value:.2g}" for name, value in f["law"].items())
+            drew = f"{f['draws']:,} draws, worst R-hat {f['rhat']:.2f}, {f['effective']:.0f} effective draws of Phi."
+            said = f"By the rules of `bif`: {law}. {drew}"
             text = table(("`gpt:1x32`, 120 rows", "Spearman with the draws"), rows) + f"\n\n{said}"
     body = f"""
 Logistic regression, 300 rows, 10 features, 4 chains of {sizes["draws"]} draws (every {THIN}th step). `exact` has the
@@ -98,7 +101,7 @@ that `exact`: {spread([f["ip_against_exact"] for f in of])}.
 With a damping of {FAR:,.0f}, far above the curvature, the scores times it tend to `ip`: Spearman
 {spread([f["ip"]["spearman"] for f in of], 3)}, slope {spread([f["ip"]["slope"] for f in of], 2)}.
 
-A language model of one layer on rows of {sizes["characters"]} characters, nbeta 30, damping 10, step 0.0001:
+A language model of one layer on rows of {sizes["characters"]} characters:
 
 {text}
 """
