@@ -15,6 +15,9 @@ Floats = NDArray[np.float64]
 class CoMoments:
     """Moments of n losses and of k values beside them over the draws so far (Welford 1962), never changed in place.
 
+    All are taken of what lies beyond the first draw: where losses are far from 0, and near each other, the digits of
+    their distance from 0 are no part of any sum.
+
     >>> seen = CoMoments.none(2, 1)
     >>> for losses, value in (([1.0, 2.0], 1.0), ([3.0, 2.0], 5.0)):
     ...     seen = seen.with_draw(np.array(losses), np.array([value]))
@@ -23,26 +26,34 @@ class CoMoments:
     """
 
     draws: int
-    mean: Floats  # [n]
+    first: Floats  # [n]: losses of the first draw
+    beyond: Floats  # [n]: their mean less these
     squares: Floats  # [n]: sum of squared deviations from the mean
-    others: Floats  # [k]: means of the values
+    first_others: Floats  # [k]: values of the first draw
+    beyond_others: Floats  # [k]: their means less these
     products: Floats  # [k, n]: sum of products of deviations
 
     @staticmethod
     def none(losses: int, values: int) -> CoMoments:
         """No draws yet."""
-        zero = np.zeros
-        return CoMoments(0, zero(losses), zero(losses), zero(values), zero((values, losses)))
+        n, k = np.zeros(losses), np.zeros(values)
+        return CoMoments(0, n, n, n, k, k, np.zeros((values, losses)))
+
+    @property
+    def mean(self) -> Floats:
+        """Means of the losses [n]."""
+        return self.first + self.beyond
 
     def with_draw(self, losses: Floats, values: Floats) -> CoMoments:
         """The moments with one more draw of the losses [n] and values [k]."""
         count = self.draws + 1
-        off, of = losses - self.mean, values - self.others
-        mean = self.mean + off / count
-        later = losses - mean  # one deviation from the old mean, one from the new
-        return CoMoments(
-            count, mean, self.squares + off * later, self.others + of / count, self.products + of[:, None] * later
-        )
+        first, first_others = (self.first, self.first_others) if self.draws else (losses.copy(), values.copy())
+        x = losses - first
+        off, of = x - self.beyond, values - first_others - self.beyond_others
+        beyond = self.beyond + off / count
+        later = x - beyond  # one deviation from the old mean, one from the new
+        squares, products = self.squares + off * later, self.products + of[:, None] * later
+        return CoMoments(count, first, beyond, squares, first_others, self.beyond_others + of / count, products)
 
 
 def split_rhat(chains: Floats) -> float:

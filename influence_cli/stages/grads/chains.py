@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from influence_cli.methods.bif import BIF
 
 Floats = NDArray[np.float64]
+MOMENTS = ("first", "beyond", "squares", "first_others", "beyond_others", "products")  # of ``CoMoments``
 WATCHED = 10  # fit rows whose losses are kept draw by draw
 
 
@@ -128,11 +129,11 @@ class ChainRunner:
 
     def _resumed(self, kept: State | None, start: Tensor) -> tuple[ChainState, Taken]:
         count = len(self.phi.plain) + len(self.phi.groups) + len(self.phi.pairs) + len(self.phi.attacked)
-        if kept is None:
+        if kept is None or "first" not in kept:  # earlier versions kept moments around 0
             return ChainState(0, start), Taken(CoMoments.none(self.observed, count), [], [], [])
         w = torch.from_numpy(kept["w"]).to(start)
         v = torch.from_numpy(kept["v"]).to(start) if "v" in kept else None
-        moments = CoMoments(int(kept["draws"][0]), kept["mean"], kept["squares"], kept["others"], kept["products"])
+        moments = CoMoments(int(kept["draws"][0]), *(kept[name] for name in MOMENTS))
         lists = (list(kept["phi"]), list(kept["watched"]), kept["batch_loss"].tolist())
         return ChainState(int(kept["step"][0]), w, v), Taken(moments, *lists)
 
@@ -143,9 +144,9 @@ def _state(state: ChainState, taken: Taken, draws: int) -> State:
     if state.v is not None:
         found["v"] = state.v.detach().cpu().numpy().copy()
     m = taken.moments
-    found |= {"draws": np.array([m.draws]), "mean": m.mean, "squares": m.squares}
-    found |= {"others": m.others, "products": m.products, "batch_loss": np.array(taken.batch_loss[:draws])}
-    shapes = {"phi": len(m.others), "watched": len(taken.watched[0]) if taken.watched else 0}
+    found |= {"draws": np.array([m.draws]), "batch_loss": np.array(taken.batch_loss[:draws])}
+    found |= {name: getattr(m, name) for name in MOMENTS}
+    shapes = {"phi": len(m.products), "watched": len(taken.watched[0]) if taken.watched else 0}
     for name, width in shapes.items():
         found[name] = np.array(getattr(taken, name)[:draws], dtype=np.float64).reshape(draws, width)
     return found
