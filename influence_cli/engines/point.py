@@ -215,9 +215,12 @@ class Point:
             return z.to(kind), [t.to(kind) for t in tangents]
 
     def packs_convolutions(self) -> bool:
-        """Whether ``packed_logits`` is faster than ``logits``: convolutions here have weights to lay out."""
-        convolutions = any(type(m) is nn.Conv2d for m in self.model.modules())
-        return convolutions and self.device.type == "cpu" and available(self.dtype)
+        """Whether ``packed_logits`` is faster than ``logits``, as where most layers with weights are convolutions.
+
+        Attention in steps of its own, which duals take it in, is slower than torch's in one.
+        """
+        kinds = [type(m) for m in self.model.modules()]
+        return kinds.count(nn.Conv2d) > kinds.count(nn.Linear) and self.device.type == "cpu" and available(self.dtype)
 
     def packed_logits(self, x: Tensor) -> Tensor:
         """Logits, and what hooks see, as duals without tangents: weights are laid out, and BatchNorms folded, once."""

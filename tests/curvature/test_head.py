@@ -353,6 +353,12 @@ def test_weights_of_convolutions_before_the_head_are_laid_out_once() -> None:
     assert torch.equal(head.inputs(x), head.inputs(x))
 
 
+def test_a_network_with_one_convolution_before_its_linear_layers_is_run_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    assert not Point(model, "4.*", None, "fp32", CPU).packs_convolutions()
+    assert Point(Maps().eval(), "head.*", None, "fp32", CPU).packs_convolutions()
+
+
 @pytest.mark.parametrize("fault", ["cannot", "is wrong"])
 def test_where_that_way_fails_the_model_is_run_as_it_is(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def packed(self: Point, x: Tensor) -> Tensor:
