@@ -195,7 +195,7 @@ class Question:
             return (
                 f"{self.train:,} train rows are more than it holds against each other (at most {most:,}: auto.max_rows)"
             )
-        few = self.train < 2 * folds
+        few = self.train < 2 * min(folds, Auto().folds)  # more folds than rows allow are refused (``check_run``)
         return f"{self.train} train rows are too few to judge each by the others" if few else ""
 
 

@@ -232,7 +232,7 @@ class Trajectory:
         """The same for a method that needs them.  Raises UsageError: there are none."""
         if not self.recorded:
             what = f"{method} needs checkpoints that were kept during training, and there are none"
-            fix = "train with them: `influence retrain ... --keep-checkpoints 5`, the same command where it was retrain"
+            fix = _train_with("--keep-checkpoints 5")
             raise UsageError(what, where=self.final.locator, fix=fix)
         return self.recorded
 
@@ -332,4 +332,4 @@ class Trajectory:
 
 def _train_with(flag: str) -> str:
     """How to have it."""
-    return f"train with it: `influence retrain ... {flag}`, the same command where it was retrain"
+    return f"train again with them: `influence retrain MANIFEST ... {flag} -o RUN`, otherwise as before"

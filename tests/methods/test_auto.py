@@ -348,6 +348,36 @@ def test_the_interval_does_not_hang_on_the_order_of_rows() -> None:
     assert wrong_labels(p[a], y[a], *none).interval == pytest.approx(wrong_labels(p, y, *none).interval)
 
 
+def test_parameters_that_no_model_has_are_refused_where_no_gradient_is_taken_too(digits: Path) -> None:
+    for words, said in (
+        ((*SCORE, "--method", "auto"), "--params 'nosuch*' selects no parameter"),  # all that it needs is stored
+        ((*SCORE, "--method", "loss"), "--params 'nosuch*' selects no parameter"),
+        (("score", "m.parquet", "--features", "run"), "features alone are looked at, and no model is scored"),
+    ):
+        ran = call_cli(*words, "--params", "nosuch*", cwd=digits)
+        assert ran.code == 2
+        assert said in ran.err
+
+
+def test_more_folds_than_rows_allow_are_refused_and_not_another_method(digits: Path) -> None:
+    ran = call_cli(*SCORE, "--method", "auto", "--set", "auto.folds=200", cwd=digits)
+    assert ran.code == 2
+    assert "auto.folds=200 needs 400 train rows, and there are 300" in ran.err
+    assert "fix: pass --set auto.folds=150" in ran.err
+
+
+def test_where_there_may_be_no_wrong_label_the_next_step_is_to_look(tmp_path: Path) -> None:
+    table = digits_table(train=300, val=90, test=30)
+    write(with_column(table, "label", table.column("clean_label").to_numpy()), tmp_path / "m.parquet")
+    train_run(tmp_path / "m.parquet", tmp_path / "run", "linear")
+    ran = call_cli(*SCORE, "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert provenance(pq.read_schema(tmp_path / "s.parquet"))["facts"]["score_auto"]["interval"][0] < 0.5
+    assert "next: influence curate s.parquet --budget 20 --report review.html" in ran.err
+    assert call_cli("curate", "s.parquet", "--budget", "20", "--report", "review.html", cwd=tmp_path).code == 0
+    assert (tmp_path / "review.html").exists()
+
+
 def test_one_class_few_rows_and_few_payloads_get_effects_or_the_way_out(tmp_path: Path) -> None:
     rows = examples(40, 30, 6)
     table = feature_table(rows).set_column(2, "label", pa.array([min(r.label, 1) for r in rows]))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from influence_cli.stages.run.run import Run
     from influence_cli.stages.run.session import Session
 
+FEW = 20  # of the lowest rows, to look at
 CALLED = {"fit_rows": "fit rows have", "features_model": "weights of --features have"}
 
 
@@ -134,14 +135,16 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
         return show_next("score", settings.source, *settings.repeated(), "-o", "scores.parquet")
     columns, origin = table.column_names, provenance(table.schema)
     by = next((name for name in columns if name.startswith("score_")), None) if "score" not in columns else None
-    estimated = carries_origin(result.output) and origin.get("score_is") == f"score_{AUTO}" and origin[AUTO]["trusted"]
-    if estimated:
-        estimated = not any(may_be_none(e) for e in estimates_of(origin) if e["column"] == f"score_{AUTO}")
+    judged = [e for e in estimates_of(origin) if e["column"] == f"score_{AUTO}" == origin.get("score_is")]
+    some = [e for e in judged if e.get("tells", True) and not may_be_none(e)]
+    estimated = bool(some) and carries_origin(result.output)
     words = [] if by is None else ["--by", by]
     if not carries_origin(result.output):  # no provenance, which names manifest and label
         words += ["--manifest", settings.values["manifest"] or settings.source]
         words += settings.repeated_of("label", "skip_bad")
     words += settings.repeated_of("allow_outside")  # which no table says
+    if judged and not some:  # there may be no wrong label, or none that auto can tell: to look at, not to act on
+        return show_next("curate", result.output, *words, "--budget", FEW, "--report", "review.html")
     return show_next("curate", result.output, *words, "--budget", AUTO if estimated else "5%", "-o", "clean.parquet")
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from influence_cli.errors import UsageError
 from influence_cli.methods.shapes.preconditioned import FactorAt, Preconditioned
 from influence_cli.stages.run import names
 from influence_cli.stages.run.rates import pass_key, timing_key
 from influence_cli.stages.run.run import Member, Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys, fingerprint
+
+SELECTIONS = ("all", "linear", "last")  # of parameters that every model has
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,16 @@ def _why(run: Run, session: Session, at: FactorAt) -> str:
         f"its fit set has changed: {new:,} rows are not those of the stored factor, {gone:,} of its rows are gone "
         "(--fit-rows MANIFEST pins the fit set)"
     )
+
+
+def refuse_no_parameters(run: Run, session: Session) -> None:
+    """Refuse (UsageError) names of parameters that the model has not, also where nothing takes a gradient in them."""
+    if run.spec.params in SELECTIONS:
+        return
+    if run.model is None:
+        what = f"--params {run.spec.params!r} has no effect: features alone are looked at, and no model is scored"
+        raise UsageError(what, fix="leave it out, or pass --checkpoint RUN")
+    parameter_count(run, session)
 
 
 def parameter_count(run: Run, session: Session, params: str | None = None) -> int:

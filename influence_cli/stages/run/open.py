@@ -17,6 +17,7 @@ from influence_cli.settings import GradSpec, Inputs
 from influence_cli.stages.run.auto_method import with_auto
 from influence_cli.stages.run.backbone import for_features, resolve_backbone
 from influence_cli.stages.run.class_map import named_classes
+from influence_cli.stages.run.curvature_plan import refuse_no_parameters
 from influence_cli.stages.run.fit_set import open_fit_set, refuse_without_curvature, with_trained_l2
 from influence_cli.stages.run.members import with_members
 from influence_cli.stages.run.objective_inputs import refuse_margin, refuse_objectives, target_groups
@@ -85,6 +86,12 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session, effects: str = ""
         inputs, spec, manifest, manifest.rows("train"), target, len(overlap), model, checkpoint, methods, objectives,
         values=values, backbone=backbone, auto_because=because, **about,
     )  # fmt: skip
-    for name, method in methods.items():
-        method.check_run(name, run.row_loss, len(run.train), len(run.target))
+    _refuse_methods(run, session)
     return with_members(run, session.runtime, store)
+
+
+def _refuse_methods(run: Run, session: Session) -> None:
+    """Refuse (UsageError) what a method cannot do with these rows, and parameters that the model has not."""
+    refuse_no_parameters(run, session)
+    for name, method in run.methods.items():
+        method.check_run(name, run.row_loss, len(run.train), len(run.target))
