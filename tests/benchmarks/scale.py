@@ -3,12 +3,15 @@
     python tests/benchmarks/scale.py OUT [--rows 10000 100000 1000000] [--repeats 3]   # features; 10 minutes on a core
     python tests/benchmarks/scale.py OUT --images [--rows 2000 20000 200000]           # small pictures; 15 minutes
     python tests/benchmarks/scale.py OUT --appends 50 [--rows 50000]                   # a gate after each; 10 minutes
+    python tests/benchmarks/scale.py OUT --marginal [--repeats 3]                      # rows a second alone; 6 minutes
 
 Rows have 16 features, two classes and a linear model, and all of their payloads differ; pictures are of 8 x 8 pixels
 and go through an MLP.  ``--method ip`` is named since ``auto`` would look for another one on few rows.  Peak memory is
 the process's own (VmHWM of /proc/self/status), CPU seconds are user and system time, which other work on the machine
 changes less than it does wall time.  The marginal rows per second at a number of rows are those more than the number
-before it, by the seconds that they take more.  Everything is made in OUT, which is not cleared.
+before it, by the seconds that they take more; ``--marginal`` measures those at 100,000 and 1,000,000 rows alone, each
+between two numbers of rows so far apart that the start of Python is out of it and some seconds of work are in it, from
+the least of several runs.  Everything is made in OUT, which is not cleared.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import os
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +32,8 @@ from typing import Any
 
 FEATURES, TARGETS, TRAINED, SHARE = 16, 2000, 5000, 0.02
 SCORE = ("--target", "target.parquet", "--checkpoint", "RUN", "--method", "ip")
+AROUND = {100_000: (50_000, 150_000), 1_000_000: (600_000, 1_200_000)}  # rows between which their rate is measured
+FOUR = ("manifest", "grads", "score, warm", "curate")  # a pipeline, each stage once
 ENDS = 10  # appends at either end of which medians are compared
 
 
@@ -160,6 +166,30 @@ def many_rows(folder: Path, kind: str, sizes: Sequence[int], repeats: int) -> It
         yield f"| {stage} | {peaks} | {more} | {' | '.join(seconds)} | {marginal} | {ratio} |"
 
 
+def marginal(folder: Path, kind: str, repeats: int) -> Iterator[str]:
+    """Rows a CPU second, start of Python taken out, at each number of rows of ``AROUND``, and their ratio."""
+    suffix = prepared(folder, kind)
+    least: dict[int, dict[str, float]] = {}
+    for turn in range(repeats):
+        for few, many in AROUND.values():
+            for rows in (few, many) * (1 if turn or many > 500_000 else 2):
+                for store in ("store", "cold"):
+                    shutil.rmtree(folder / f"rows{rows}-{store}", ignore_errors=True)
+                took = {stage: ran.cpu for stage, ran in stages(folder, kind, suffix, rows, 1).items()}
+                known = least.setdefault(rows, took)
+                least[rows] = {stage: min(cpu, known[stage]) for stage, cpu in took.items()}
+                say(f"{rows:,}: " + ", ".join(f"{stage} {cpu:.2f} s" for stage, cpu in took.items()))
+    for of_size in least.values():
+        of_size["the four together"] = sum(of_size[stage] for stage in FOUR)
+    shown = " | ".join(f"at {rows:,}: from {few:,} to {many:,}" for rows, (few, many) in AROUND.items())
+    yield f"| stage | {shown} | ratio | CPU s at {' / '.join(f'{rows:,}' for rows in least)} |"
+    yield "|---|---|---|---|---|"
+    for stage in (*FOUR, "the four together", "score, cold", "curate -o"):
+        rates = [(many - few) / (least[many][stage] - least[few][stage]) for few, many in AROUND.values()]
+        seconds = " / ".join(f"{of_size[stage]:.2f}" for of_size in least.values())
+        yield f"| {stage} | {' | '.join(f'{r:,.0f}' for r in rates)} | {rates[-1] / rates[0]:.2f} | {seconds} |"
+
+
 def parted(table: Path, folder: Path, rows: int, more: int) -> None:
     """Write a manifest as several: its first rows, and then so many in each."""
     import pyarrow.parquet as pq
@@ -231,10 +261,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--appends", type=int)
+    parser.add_argument("--marginal", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     folder: Path = asked.folder.resolve()
-    if asked.appends:
+    if asked.marginal:
+        lines = marginal(folder, "images" if asked.images else "features", asked.repeats)
+    elif asked.appends:
         lines = appended(folder, (asked.rows or [50_000])[0], asked.appends)
     elif asked.images:
         lines = many_rows(folder, "images", asked.rows or [2_000, 20_000, 200_000], asked.repeats)
