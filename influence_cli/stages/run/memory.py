@@ -1,7 +1,8 @@
 """The most memory that a run takes at once, for its plan: what its tensors take on a row, and measured constants.
 
-The constants are of ``tests/benchmarks/capacity.py``, whose table says how far from them real runs were.  What is on
-an accelerator was not measured: it is the same part of the same sum.
+The constants are of ``tests/benchmarks/capacity.py`` and, of rows, of ``tests/benchmarks/scale.py`` up to a million of
+them; the table of the first says how far from them real runs were.  What is on an accelerator was not measured: it is
+the same part of the same sum.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 MB = 1 << 20
 PROGRAM = 750 * MB  # Python with torch and timm
-WITHOUT_TORCH = 200 * MB  # a run whose every row is stored
+WITHOUT_TORCH = 150 * MB  # a run whose every row is stored
 WEIGHTS = 14.0  # times the parameters: the model, directions, and rows of gradients that derivatives are checked with
 LIVE = 6.0  # times the largest tensor of a batch, for its value and for each tangent of it
 BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
-ROW = 740  # bytes of a manifest's row: keys, id, label, place in the store
+ROW = 200  # bytes of a manifest's row: keys, label, place in the store, score
+NARROW = 2.0  # times the bytes of the columns that are in memory: once as they are read, once in the table of scores
 FACTORS = 3.0  # times the bytes of a factor, while it is fitted
 BUCKETS = 16  # of target rows, which share no batch
 
@@ -32,7 +34,8 @@ def peak_memory(run: Run, session: Session, work: list[Work], tried: dict[str, A
 
     ``tried`` keeps what was found for plans of fewer of the same rows.
     """
-    rows = ROW * (len(run.manifest) + (0 if run.target.manifest is run.manifest else len(run.target.manifest)))
+    manifests = {id(m): m for m in (run.manifest, run.target.manifest)}.values()
+    rows = sum(ROW * len(m) + int(NARROW * m.table.nbytes) for m in manifests)
     if all(w.nothing for w in work) or run.model is None:
         return {"host_bytes": WITHOUT_TORCH + rows, "accelerator_bytes": 0}
     if "activations" not in tried:

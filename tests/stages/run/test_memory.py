@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import timm
 import torch
@@ -71,6 +72,24 @@ def test_real_runs_take_what_was_planned(model: str, digits: Path, digits_run: P
     assert taken / FACTOR <= memory["host_bytes"] <= taken * FACTOR
     stored = json.loads(call_cli(*asked, "-n", "--json", cwd=tmp_path).text)["memory"]
     assert WITHOUT_TORCH <= stored["host_bytes"] < PROGRAM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system counts memory in other units")
+@pytest.mark.parametrize("width", [8, 48])
+def test_many_rows_take_what_was_planned_whatever_their_ids(width: int, tmp_path: Path) -> None:
+    rows = 300_000
+    values = pa.array(np.random.default_rng(0).standard_normal(2 * rows, dtype=np.float32))
+    columns = {
+        "id": pa.array([f"{k:0{width}d}" for k in range(rows)]),
+        "features": pa.FixedSizeListArray.from_arrays(values, 2).cast(pa.list_(pa.float32())),
+        "label": pa.array(np.arange(rows) % 2),
+        "split": pa.array(["train"] * rows),
+    }
+    manifest = write(pa.table(columns), tmp_path / "m.parquet")
+    asked: list[Any] = ["score", manifest, "--method", "random", "--store", tmp_path / "store"]
+    planned = json.loads(call_cli(*asked, "-n", "--json", cwd=tmp_path).text)["memory"]["host_bytes"]
+    taken = most_memory([str(a) for a in (*asked, "-o", tmp_path / "s.parquet")], tmp_path)
+    assert 0.8 * taken <= planned <= 1.6 * taken
 
 
 def test_what_a_forward_pass_keeps_is_counted_a_row_and_the_models_own_tensors_are_not() -> None:
