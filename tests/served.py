@@ -1,4 +1,4 @@
-"""Servers that tests start: S3 by moto, a proxy that cuts connections, and data sets as the hub serves them."""
+"""Servers that tests start: S3 by moto, Google's protocol, data sets as the hub serves them, a proxy that cuts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +60,26 @@ def s3_environment(endpoint: str) -> dict[str, str]:
         "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET,
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def google_server() -> Iterator[str]:
+    """The address of a server of Google's storage protocol in a process of its own, with one bucket, in memory."""
+    if importlib.util.find_spec("gcp_storage_emulator") is None:
+        pytest.skip("no server of Google's protocol: gcp-storage-emulator is not installed (extra test)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    how = ["--host", "127.0.0.1", "--port", str(port), "--in-memory", "--default-bucket", BUCKET]
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", *how]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            running.kill()
 
 
 class Cutting:

@@ -104,7 +104,13 @@ def _file_system(scheme: str, bucket: str) -> FileSystem:
     from pyarrow import fs
 
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=GOOGLE_TRIES))  # by itself a quarter of an hour
+        limit = timedelta(seconds=GOOGLE_TRIES)  # by itself a quarter of an hour
+        emulator = os.environ.get("STORAGE_EMULATOR_HOST")  # as Google's own libraries read it
+        if not emulator:
+            return fs.GcsFileSystem(retry_time_limit=limit)
+        parts = urlsplit(emulator if "://" in emulator else f"http://{emulator}")
+        there: dict[str, Any] = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+        return fs.GcsFileSystem(anonymous=True, retry_time_limit=limit, **there)
     if scheme == "hf":
         from huggingface_hub import HfFileSystem
 

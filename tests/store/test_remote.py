@@ -29,7 +29,17 @@ from influence_cli.store import mirror, putting, remote
 from influence_cli.store.putting import put
 from influence_cli.store.remote import fetched
 from tests.cases import call_cli, column, environment, run_cli, run_process
-from tests.served import BUCKET, KEY, SECRET, Cutting, everything_below, hub_server, s3_environment, s3_server
+from tests.served import (
+    BUCKET,
+    KEY,
+    SECRET,
+    Cutting,
+    everything_below,
+    google_server,
+    hub_server,
+    s3_environment,
+    s3_server,
+)
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +285,34 @@ def test_several_processes_share_a_store_at_an_address(
     planned = call_cli("score", digits, *options, "-n", "--json", cwd=tmp_path, env=environment(s3_environment(here)))
     assert json.loads(planned.text)["rows_to_compute"] == 0, planned.err  # shards of both are there
     assert SECRET not in ran.err
+
+
+def test_manifests_stores_runs_tables_and_exports_at_addresses_of_googles_protocol(
+    digits: Path, digits_run: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_copies", {})
+    with google_server() as server, mock.patch.dict(os.environ, {"STORAGE_EMULATOR_HOST": server}):
+        remote._file_system.cache_clear()
+        there, env = f"gs://{BUCKET}", environment({"STORAGE_EMULATOR_HOST": server})
+        put(digits, f"{there}/digits.parquet")
+        asked = ("score", f"{there}/digits.parquet", "--checkpoint", digits_run, "--method", "ip")
+        kept = (*asked, "--store", f"{there}/store", "-o", f"{there}/s.parquet")
+        commands = [
+            kept,
+            ("curate", f"{there}/s.parquet", "--budget", "5%", "--export", f"{there}/out", "--export-as", "folder"),
+            ("retrain", f"{there}/digits.parquet", "--model", "linear", "--epochs", 1, "-o", f"{there}/RUN"),
+            ("score", digits, "--checkpoint", f"{there}/RUN", "--method", "loss", "-o", "loss.parquet"),
+        ]
+        ran = [call_cli(*command, cwd=tmp_path, env=env) for command in commands]
+        assert [one.code for one in ran] == [0] * len(ran), [one.err for one in ran]
+        table = pq.read_table(fetched(f"{there}/s.parquet"))
+        exported = remote.names_below(f"{there}/out")
+        monkeypatch.setattr(mirror, "_mirrors", {})
+        planned = json.loads(call_cli(*kept, "-n", "--json", cwd=tmp_path, env=env).text)
+    remote._file_system.cache_clear()
+    assert np.allclose(column(table), column(pq.read_table(scored)), rtol=0, atol=1e-6 * np.abs(column(table)).max())
+    assert planned["rows_to_compute"] == 0
+    assert len(exported) > 300
 
 
 def test_a_store_at_an_address_is_looked_after(
