@@ -27,7 +27,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from influence_cli.cli.main import run
+from influence_cli.data.open import open_manifest
 from influence_cli.store.files import read_tensors
+from influence_cli.store.keys import hex_of
 from influence_cli.store.layout import CLAIM, FILE_KEYS, TIMINGS
 from influence_cli.store.maintenance import examine
 from influence_cli.store.ragged import unflattened
@@ -38,7 +40,7 @@ SMALL_SHARDS = 8  # rows a shard, so that there are several
 KINDS = ("killed", "disk full", "disk broken", "interrupted")
 TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]+\.tmp(/.*)?")
 OF_THIS_RUN = ("seconds", "checksum", "trainings_run_now")  # keys that say how long it took, and what was there
-ROW = re.compile(r"st/(outputs|tangents|row_values|gradients)/\w+ \w+")  # in a shard, by its key
+ROW = re.compile(r"st/(\w+)/\w+ (\w+)")  # in a shard, by its key
 ONCE_MORE: dict[str, Any] = {}
 COMMANDS: dict[str, tuple[Callable[[], Path], tuple[str, ...]]] = {
     "manifest": (scene.bare, ("manifest", "source.csv", "-o", "made.parquet")),
@@ -205,13 +207,15 @@ def _content(path: Path) -> Any:
     return digest(path)
 
 
-def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+def difference(found: dict[str, Any], wanted: dict[str, Any], arguments: tuple[str, ...]) -> str | None:
     """What differs between two snapshots, in a few words; None where nothing does.
 
-    The store may hold more rows than are wanted: a run that goes on may come to some in another way than one that was
-    not stopped.  What they are is under ``ONCE_MORE``, where they have to be the same every time.
+    A run gives what it gives undisturbed, to the last row of the store, but for one thing: ``gex`` that goes on may
+    store outputs of target rows at a member, which one that was not stopped does not need.  No score can differ by
+    them: what is stored is named by the member's weights and the row's payload, so that it is what any run would
+    compute of that row and is read for no other; and every time it has to be the same (``ONCE_MORE``).
     """
-    more = {name for name in found.keys() - wanted.keys() if ROW.fullmatch(name)}
+    more = {name for name in found.keys() - wanted.keys() if "gex" in arguments and _of_target(name)}
     if found.keys() - more != wanted.keys():
         return f"other files or rows: {sorted((found.keys() - more) ^ wanted.keys())[:3]}"
     for name in more:
@@ -221,6 +225,18 @@ def difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
         if not _same(found[name], value):
             return f"{name} differs"
     return None
+
+
+@functools.cache
+def _target_keys() -> frozenset[str]:
+    manifest = open_manifest(scene.bare() / "m.parquet")
+    return frozenset(hex_of(manifest.payload_keys[manifest.splits == "val"]))
+
+
+def _of_target(name: str) -> bool:
+    """Whether what a snapshot calls so are the outputs of a target row in a store."""
+    row = ROW.fullmatch(name)
+    return row is not None and row[1] == "outputs" and row[2] in _target_keys()
 
 
 def _same(a: Any, b: Any, of: float = 0.0) -> bool:
@@ -297,12 +313,12 @@ def _wrong(
     if (place / "st" / "influence-store").exists() and (damaged := examine(place / "st").damaged):
         return f"damaged: {damaged[0]}"
     again = cli(*arguments, cwd=place)
-    whole = difference(snapshot(place), wanted) is None
+    whole = difference(snapshot(place), wanted, arguments) is None
     if again.code != 0 and not (
         whole and "is there already" in again.err
     ):  # an export that was finished is not replaced
         return f"the same command again: {again.how}"
-    apart = difference(snapshot(place), wanted)
+    apart = difference(snapshot(place), wanted, arguments)
     if apart is not None:
         return f"the same command again: {apart}"
     return _litter(place)

@@ -87,7 +87,7 @@ def full_disks(tally: Tally, count: int, seed: int = 0) -> None:
             again = ended if name == "export" and ended.code == 0 else cli(*arguments, cwd=place)
             if wrong is None and again.code != 0:
                 wrong = f"the same command with room again: {again.how}"
-            wrong = wrong or crash.difference(crash.snapshot(place), wanted)
+            wrong = wrong or crash.difference(crash.snapshot(place), wanted, arguments)
             tally.count(kind, f"{name} with {share:.0%} of its room", wrong, ended.how[:40])
 
 
