@@ -11,6 +11,7 @@ that somebody has added by hand, without a number, accepts its row too.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -106,13 +107,16 @@ def _check_whole(lines: Sequence[_Line], last: dict[str, Any] | None) -> None:
         if written:
             raise ValueError(f"its last line, which says how many there are, is missing after line {max(written)}")
         return
-    missing = [k for k in range(1, int(last["lines"]) + 1) if k not in written]
-    if missing:
-        before, after = written.get(missing[0] - 1), written.get(missing[0] + 1)
+    count = last["lines"]
+    if type(count) is not int or count < max(written, default=0):
+        raise ValueError("its last line does not say how many there are")
+    missing = next(k for k in itertools.count(1) if k not in written)
+    if missing <= count:
+        before, after = written.get(missing - 1), written.get(missing + 1)
         place = "".join(f", {word} id={line.id}" for word, line in (("after", before), ("before", after)) if line)
-        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        raise ValueError(f"line {missing[0]} of {last['lines']:,}{place} is missing{more}")
-    if _digest((written[k].id, written[k].key) for k in sorted(written)) != last["digest"]:
+        more = f" and {count - len(written) - 1:,} more" if count > len(written) + 1 else ""
+        raise ValueError(f"line {missing} of {count:,}{place} is missing{more}")
+    if _digest((written[k].id, written[k].key) for k in sorted(written)) != last.get("digest"):
         raise ValueError("a line is not of this file: the digest of all of them differs")
 
 

@@ -226,6 +226,11 @@ def test_lines_that_are_lost_twice_or_of_another_baseline_are_named(tmp_path: Pa
     assert "id=r2 is there twice" in refused(*lines[:3], lines[2], *lines[3:])
     assert "a line is not of this file" in refused(*lines[:2], other[2], *lines[3:])
     assert "says once more" in refused(*lines, lines[-1])
+    for count in (None, "4", 4.0, True, -1, 3):
+        last = json.dumps(sealed({"lines": count, "digest": json.loads(lines[-1])["digest"]}))
+        assert "does not say how many there are" in refused(*lines[:4], last)
+    huge = json.dumps(sealed({"lines": 10**15, "digest": ""}))  # said by a file: nothing is counted up to there
+    assert "line 5 of 1,000,000,000,000,000, after id=r3 is missing and" in refused(*lines[:4], huge)
     path.write_text("\n".join([*lines[::-1], json.dumps({"id": "own", "row_key": "f" * 32})]))
     assert read_baseline(str(path)) == ({*(f"{k:032x}" for k in range(4)), "f" * 32}, None)  # a line of one's own
 
