@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from influence_cli.cli import streams
-from influence_cli.errors import InfluenceError, disk_full, printable
+from influence_cli.errors import InfluenceError, UsageError, disk_full, printable
 from influence_cli.memory import give_back_freed_memory
 from influence_cli.processes import lead
 from influence_cli.processes.group import PeerLost
@@ -99,7 +99,18 @@ def run(arguments: list[str]) -> int:
     return _shown(arguments, lambda: _led(arguments, with_others))
 
 
+def _refuse_no_text(arguments: list[str]) -> None:
+    """Refuse (UsageError) what is no text: the name of a file in another encoding could stand in no table."""
+    ours = [(name, value) for name, value in os.environ.items() if name.startswith("INFLUENCE_")]
+    for name, value in [*(("argument", a) for a in arguments), *ours]:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{name} {value!r} is no text in UTF-8", fix="rename the file, or leave it out") from error
+
+
 def _led(arguments: list[str], place: Seat | None) -> int:
+    _refuse_no_text(arguments)
     with lead.leading(place):
         return _dispatch(arguments)
 

@@ -44,7 +44,7 @@ def written_to(table: pa.Table, output: str | Path) -> pa.Table:
 
 def origin_of(schema: pa.Schema, source: Any) -> dict[str, Any]:
     """The provenance of a table that was read from ``source``, its paths as seen from the working folder."""
-    origin = provenance(schema)
+    origin = provenance(schema, str(source) if isinstance(source, str | Path) else "")
     folder = _folder(source)
     noted, given = origin.pop(NOTE, None) == TABLE, origin.pop(GIVEN, {})
     if not origin or folder is None:  # a stream has no folder: paths count from the working folder, as they were given

@@ -26,6 +26,7 @@ from influence_cli.data.ids import Ids, distinct
 from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.partitions import own_columns, partitioned, schema_with_folders, with_folders
 from influence_cli.data.plain_types import plain_batch, plain_schema, plain_table
+from influence_cli.data.provenance_shape import check
 from influence_cli.errors import ManifestError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, parse_json, stack
@@ -322,13 +323,15 @@ def shown(source: Any) -> str:
     return "the score table" if isinstance(source, pa.Table) else f"the {type(source).__name__}"
 
 
-def provenance(schema: pa.Schema) -> dict[str, Any]:
-    """The provenance a stage wrote into a table, or an empty dict."""
+def provenance(schema: pa.Schema, where: str = "") -> dict[str, Any]:
+    """The provenance a stage wrote into a table, or an empty dict; ManifestError: it is not as any stage writes it."""
     try:
         value = parse_json((schema.metadata or {}).get(PROVENANCE_KEY, b"{}"))
     except ValueError:
         return {}
     ours = isinstance(value, dict) and all(isinstance(value.get(k), dict) for k in ("manifest", "target", "spec"))
+    if ours:
+        check(value, where)
     return value if ours else {}
 
 

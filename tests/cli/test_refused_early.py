@@ -5,6 +5,8 @@ python -m pytest tests/cli/test_refused_early.py
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from influence_cli.data.tables import PROVENANCE_KEY
 from tests.cases import call_cli, examples, feature_table, train_run, write
 
 
@@ -155,3 +158,49 @@ def test_weights_of_a_bare_linear_layer_are_told_their_names(here: Path) -> None
     )
     assert ran.code == 2
     assert "head.weight and head.bias" in ran.err
+
+
+@pytest.mark.parametrize("place", ["argument", "variable"])
+@pytest.mark.parametrize("command", ["score", "curate", "retrain", "evaluate", "manifest", "grads", "cache"])
+def test_a_name_in_no_utf_8_is_refused_before_anything_is_done(place: str, command: str, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"out-\xff.parquet")
+    env = {"INFLUENCE_STORE": odd} if place == "variable" else {}
+    ran = call_cli(command, *([odd] if place == "argument" else ["m.parquet"]), cwd=tmp_path, env=env)
+    assert ran.code == 2
+    assert "is no text in UTF-8" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_billion_seeds_are_refused_at_once(here: Path, tmp_path: Path) -> None:
+    ran = call_cli("retrain", here / "m.parquet", "--model", "linear", "--seeds", 10**9, "-o", "R", cwd=tmp_path)
+    assert ran.code == 2
+    assert "--seeds 1000000000 is above 10,000" in ran.err
+
+
+WRONG = [
+    (("checkpoint",), 5), (("checkpoint",), "x"), (("fit_rows",), "x"), (("kinds",), []), (("kinds",), None),
+    (("kinds", "score"), []), (("model",), "x"), (("model_flags",), 5), (("noise",), []), (("noise", "utility"), [1]),
+    (("objective_of",), None), (("skipped",), [5]), (("skipped",), {}), (("spec", "options"), []), (("score_is",), 7),
+    (("spec", "objectives"), 5), (("norms",), 3), (("member_weights",), [1]), (("manifest", "locator"), {}),
+    (("given_up",), [3]), (("effect_divisors",), []), (("paths_given",), []), (("curvature",), {"ip": 3}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("at", "value"), WRONG, ids=lambda v: str(v))
+def test_a_provenance_that_no_stage_writes_is_named(
+    at: tuple[str, ...], value: object, scored: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(scored)
+    origin = json.loads(table.schema.metadata[PROVENANCE_KEY])
+    inside = origin
+    for name in at[:-1]:
+        inside = inside.setdefault(name, {})
+    inside[at[-1]] = value
+    path = write(table.replace_schema_metadata({PROVENANCE_KEY: json.dumps(origin)}), tmp_path / "s.parquet")
+    for asked in (["curate", path, "-o", "c.parquet", "--report", "r.html"], ["evaluate", path], ["score", path]):
+        ran = call_cli(*asked, cwd=tmp_path)
+        assert ran.code == 2, ran.err
+        assert f"the provenance of a table is not as a stage writes it: {'.'.join(at)}" in ran.err.replace(
+            "an element of ", ""
+        )
+        assert "s.parquet" in ran.err

@@ -50,7 +50,7 @@ def manifest_of_scores(settings: Settings) -> dict[str, str | None]:
 
     named, source = settings.explicit("manifest"), settings.source
     if not named and source is not None:  # where the table says nothing the settings file may
-        named = "manifest" not in provenance(schema_of(source))
+        named = "manifest" not in provenance(schema_of(source), str(source))
     return {"manifest": settings.values["manifest"] if named else None, "label": settings.insisted("label")}
 
 

@@ -144,7 +144,7 @@ def needs_canaries(request: CurateRequest) -> bool:
         return True
     schema = schema_of(request.scores)
     column = column_named(asked[0], schema.empty_table(), shown(request.scores))
-    return _members_in(column, schema.names, provenance(schema))[2] < 2
+    return _members_in(column, schema.names, provenance(schema, shown(request.scores)))[2] < 2
 
 
 def binned(scores: ScoreTable, request: CurateRequest, beyond: Mask, last: float) -> Bins:

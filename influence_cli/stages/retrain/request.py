@@ -60,6 +60,9 @@ class CanaryRequest:
         return self.noise or ("uniform" if self.source is None else "confusion")
 
 
+MOST_SEEDS = 10_000  # each is a training of every arm, and stands in every table
+
+
 @dataclass(frozen=True)
 class EditsRequest:
     """Which edits to compare: by stored scores, or (``rounds``) by scores made anew between trims."""
@@ -142,6 +145,8 @@ class RetrainRequest:
             raise UsageError(f"--record {named} cannot be read", fix=f"one of: {', '.join(RECORDS)}")
         if self.folds == 1:
             raise UsageError("--folds 1: a row would be judged by a model of no rows", fix="--folds 5")
+        if self.seeds > MOST_SEEDS:
+            raise UsageError(f"--seeds {self.seeds} is above {MOST_SEEDS:,}", fix="each is a training of its own")
 
     @property
     def records_epochs(self) -> bool:
