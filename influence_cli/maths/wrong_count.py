@@ -16,10 +16,9 @@ of their w, so that their order changes nothing.
 Target rows may be of another class mix than the rows: means over v weigh each class as often as it is among the rows,
 divided by how often it is among the target rows.  It is among the rows as often as makes the mean of P over the rows
 that over the target rows.  Without target rows p is the mean of w, which takes the probabilities at their word.  Where
-target labels may be as wrong as the others, p is by how much more the others are wrong: its interval then reaches up
-to that mean of w, as all that is left to go by.
-
-Features of a model that has learned its wrong labels hide them, and p is too small.
+target labels may be as wrong as the others, p is by how much more the others are wrong; and features of a model that
+has learned from wrong labels hide some, so that p is too small.  In both cases the interval reaches up to that mean of
+w, if that is more: as far as probabilities go at their word.
 """
 
 from __future__ import annotations
@@ -60,11 +59,11 @@ class WrongLabels:
         return self.apart is None or self.apart[0] > 0
 
 
-def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints, cleaner: bool = True) -> WrongLabels:
+def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints, sure: bool = True) -> WrongLabels:
     """From probabilities of truths [n, C] and [m, C] that know no label of their row, and labels [n] and [m].
 
-    ``cleaner``: target labels are taken to be right; else they may be as wrong as the others, the count is how many
-    more of these are wrong, and the interval reaches up to what the probabilities alone come to.
+    ``sure``: target labels are right, and what p is made of has not learned from the labels; else the count may be too
+    small, and the interval reaches up to what the probabilities alone come to.
 
     >>> p = np.array([[0.99, 0.01]] * 9 + [[0.01, 0.99]] * 9)
     >>> found = wrong_labels(p, np.array([0] * 8 + [1] * 10), p, np.array([0] * 9 + [1] * 9))
@@ -97,7 +96,7 @@ def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints, c
     low, high = (count(g, drawn_rows, times) for g in LIKENESSES)
     apart = _interval(_apart(times, every, weights[:, None] * others[target_labels], weights, target_labels))
     interval = float(np.quantile(low, 0.025)), float(np.quantile(high, 0.975))
-    if not cleaner:
+    if not sure:
         alone = np.array([drawn[1].sum() for drawn in drawn_rows])  # sums of w, which take p at its word
         interval = interval[0], max(interval[1], float(np.quantile(alone, 0.975)))
     return WrongLabels(each, float(count(LIKENESS, all_rows, once)[0]), interval, apart, matrix)

@@ -130,7 +130,8 @@ class Auto(Method):
         held = Labelled(theirs, target.labels, self._dealt(target, np.ones(len(target), dtype=bool)))
         with stored.progress("auto: folds", len(fit.y) * self.deals) as progress:
             found = averaged(fit, held, classes, self.folds, self.neighbours, progress.advance)
-        wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, found.cleaner)
+        sure = found.cleaner and stored.own_logits() is None  # features of the model itself hide what it has learned
+        wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, sure)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
         logits[known] = np.log(found.p + FLOOR)
         facts = {**_facts(found, fit.y, held.y, wrong), **left_out}

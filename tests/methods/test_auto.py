@@ -325,6 +325,20 @@ def test_the_number_of_wrong_labels_allows_for_the_class_mix_of_the_target() -> 
     assert counts == pytest.approx([wrong_rows] * 3, rel=0.15)
 
 
+def test_an_interval_that_is_not_sure_reaches_up_to_what_the_probabilities_come_to() -> None:
+    rng = np.random.default_rng(5)
+
+    def drawn(n: int) -> tuple[np.ndarray, np.ndarray]:
+        """P that nearly knows the truth, and labels of which three in ten are wrong."""
+        truth = rng.integers(0, 3, n)
+        return np.full((n, 3), 0.05) + 0.85 * np.eye(3)[truth], np.where(rng.random(n) < 0.3, (truth + 1) % 3, truth)
+
+    (p, y), (held, held_y) = drawn(500), drawn(500)  # target labels are as wrong
+    sure, unsure = (wrong_labels(p, y, held, held_y, sure) for sure in (True, False))
+    assert (unsure.count, unsure.interval[0]) == (sure.count, sure.interval[0])
+    assert sure.interval[1] < sure.each.sum() < unsure.interval[1] < 1.3 * sure.each.sum()
+
+
 def test_features_that_know_nothing_tell_nothing_whatever_the_shares_of_classes() -> None:
     rng, told = np.random.default_rng(2), 0
     for _ in range(40):
