@@ -155,11 +155,11 @@ def _to(x: Any, dtype: torch.dtype) -> Any:
     return mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, x)
 
 
-def head_of(point: Point, x: Tensor) -> Head | None:
+def head_of(point: Point, x: Tensor, pack: bool = False) -> Head | None:
     """The one module behind whose inputs all selected parameters lie, as inputs ``x`` show it; None where none is.
 
     A module that has all parameters of the model is one only where it is a linear layer, whose curvature has a closed
-    form: otherwise nothing is saved by it.
+    form: otherwise nothing is saved by it.  With ``pack`` weights of convolutions are laid out for it.
     """
     owners = [name.split(".")[:-1] for name in point.selected]
     shared = 0
@@ -171,7 +171,7 @@ def head_of(point: Point, x: Tensor) -> Head | None:
         return None  # nothing that is worth doing once comes before it
     head = Head(point, path)
     few = x[:ROWS] if point.few is None else point.few
-    for packed in (True, False) if head.packed else (False,):
+    for packed in (True, False) if head.packed and pack else (False,):
         head.packed = packed
         try:
             inputs = head.inputs(few)

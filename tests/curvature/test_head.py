@@ -343,7 +343,7 @@ def test_weights_of_convolutions_before_the_head_are_laid_out_once() -> None:
     shake(model, x, 0)
     with torch.no_grad():
         expected = model.body(x)
-    head = head_of(Point(model, "head.*", None, "fp32", CPU), x)
+    head = head_of(Point(model, "head.*", None, "fp32", CPU), x, pack=True)
     assert head is not None
     assert head.packed
     for rows in (40, 7, 40):
@@ -351,6 +351,9 @@ def test_weights_of_convolutions_before_the_head_are_laid_out_once() -> None:
         assert type(found) is Tensor
         assert relative_error(found.numpy(), expected[:rows].numpy()) < 1e-5
     assert torch.equal(head.inputs(x), head.inputs(x))
+    plain = head_of(Point(model, "head.*", None, "fp32", CPU), x)
+    assert plain is not None
+    assert torch.equal(plain.inputs(x), expected)
 
 
 def test_a_network_with_one_convolution_before_its_linear_layers_is_run_as_it_is() -> None:
@@ -370,7 +373,7 @@ def test_where_that_way_fails_the_model_is_run_as_it_is(fault: str, monkeypatch:
     torch.manual_seed(0)
     model, x = Maps(), torch.randn(20, 3, 8, 8)
     shake(model, x, 0)
-    head = head_of(Point(model, "head.*", None, "fp32", CPU), x)
+    head = head_of(Point(model, "head.*", None, "fp32", CPU), x, pack=True)
     assert head is not None
     assert not head.packed
     with torch.no_grad():

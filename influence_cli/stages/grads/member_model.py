@@ -35,7 +35,8 @@ class MemberModel:
         """The module of ``exact`` behind whose inputs all selected parameters lie; None where there is none."""
         from influence_cli.curvature.head import head_of
 
-        return None if self.exact.few is None else head_of(self.exact, self.exact.few)
+        # many members on a walk run few rows each: laying out weights would pay for none, and fill the memory
+        return None if self.exact.few is None else head_of(self.exact, self.exact.few, self.member.walk is None)
 
 
 class Models:
