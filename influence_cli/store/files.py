@@ -49,7 +49,13 @@ def open_regular(path: Path) -> BinaryIO:
         FileNotFoundError: there is none.
         StoreError: what is there is no regular file.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # asked once: another run may take the file away between two questions
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)  # asked once: another run may take the file away meanwhile
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        regular = False  # a link that leads to itself
+    if not regular:
         raise StoreError("what is there is no regular file", where=str(path), fix="move it away")
     return open(path, "rb")
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from influence_cli.errors import UsageError
+from influence_cli.errors import StoreError, UsageError
 from influence_cli.store import Store, parquet, remote, shards
-from influence_cli.store.files import DamagedFile
+from influence_cli.store.files import DamagedFile, open_regular
 from influence_cli.store.maintenance import collect
 from influence_cli.store.parquet import SEAL, read_parquet_table, write_sealed
 
@@ -88,3 +88,10 @@ def test_row_gradients_of_payloads_that_are_kept_nowhere_go_and_the_others_stay(
     assert folder.missing(KEYS).tolist() == [False, True]
     assert Store(tmp_path).gradients("a" * 32).read(KEYS[:1])["value"].tolist() == [[0.0, 0.0, 0.0]]
     assert folder.collect(None) == (0, 0)
+
+
+def test_a_link_to_itself_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    with pytest.raises(StoreError, match="no regular file"):
+        open_regular(loop)
