@@ -19,6 +19,21 @@ from influence_cli.processes.group import PeerLost
 from influence_cli.processes.seat import Seat, divides, seat
 
 DONE, FIXABLE, BROKEN, INTERRUPTED, CLOSED_PIPE = 0, 2, 3, 130, 141  # 1 is returned by the gate itself
+_AWAY = "take it away; what a store lacks is computed again"
+OF_SYSTEM: dict[int, tuple[str, str, int]] = {  # what the system says of a named file: in words, the fix, the code
+    errno.ELOOP: ("a link that leads back to itself", _AWAY, FIXABLE),
+    errno.ENOTDIR: ("a file stands where a folder should", _AWAY, FIXABLE),
+    errno.EISDIR: ("a folder stands where a file should", _AWAY, FIXABLE),
+    errno.EROFS: ("a read-only file system", "pick a place that can be written", FIXABLE),
+    errno.ENAMETOOLONG: ("a name that is too long for this file system", "pick a shorter one", FIXABLE),
+    errno.EIO: (
+        "a file cannot be read or written (input/output error)",
+        "look at the disk; a link to something that is no file is to be taken away; the same command continues",
+        BROKEN,
+    ),
+    errno.ENFILE: ("the machine has too many open files", "close other programs; the same command continues", BROKEN),
+    errno.EMFILE: ("too many open files", "raise the limit (`ulimit -n 4096`); the same command continues", BROKEN),
+}  # fmt: skip
 ENDING = ("SIGTERM", "SIGHUP")  # the code is then 128 and the signal's number, as a shell says it
 
 
@@ -150,7 +165,7 @@ def _shown(arguments: list[str], command: Callable[[], int]) -> int:
             streams.write_line(traceback.format_exc().rstrip())
         told = isinstance(error, InfluenceError) and not _is_full(error)
         streams.write_line(f"error: {error}" if told else _describe(error))
-        return FIXABLE if told or isinstance(error, PermissionError) or _is_unwritable(error) else BROKEN
+        return FIXABLE if told or _is_fixable(error) else BROKEN
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -222,6 +237,23 @@ def _is_unwritable(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EBADF and error.filename is None
 
 
+def _of_system(error: BaseException) -> tuple[str, str, int] | None:
+    """What is said of a file that the system refuses, the fix and the exit code; None where the fault may be ours."""
+    if not isinstance(error, OSError) or (error.filename is None and error.errno != errno.EIO):
+        return None
+    return OF_SYSTEM.get(error.errno or 0)
+
+
+def _is_fixable(error: BaseException) -> bool:
+    """Whether it is for the user to mend, by what they pass or by what stands in a place."""
+    of_system = _of_system(error)
+    return (
+        isinstance(error, PermissionError)
+        or _is_unwritable(error)
+        or (of_system is not None and of_system[2] == FIXABLE)
+    )
+
+
 def _text(error: BaseException) -> str:
     try:
         return str(error)
@@ -248,6 +280,9 @@ def _describe(error: BaseException) -> str:
         fix = "free some space; the same command continues"
     elif isinstance(error, PermissionError):
         what, where, fix = "no permission", str(error.filename or ""), "pick a readable and writable place"
+    elif (of_system := _of_system(error)) is not None:
+        where = str(getattr(error, "filename", None) or "")
+        what, fix, _ = of_system
     elif _is_unwritable(error):
         what, fix = "standard output cannot be written", "pass -o FILE, or open standard output for writing"
     elif isinstance(error, MemoryError) or "out of memory" in _text(error).lower():

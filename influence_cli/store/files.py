@@ -42,12 +42,14 @@ class DamagedFile(Exception):
     """A file whose bytes are not those that were written."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def open_regular(path: Path) -> Generator[BinaryIO]:
     """A file, open for reading; a pipe or a device in its place would be waited for, or has no end.
 
     Raises:
         FileNotFoundError: there is none.
         StoreError: what is there is no regular file.
+        OSError: it cannot be read; the error names it, as that of a failed read by itself does not.
     """
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)  # asked once: another run may take the file away meanwhile
@@ -57,7 +59,13 @@ def open_regular(path: Path) -> BinaryIO:
         regular = False  # a link that leads to itself
     if not regular:
         raise StoreError("what is there is no regular file", where=str(path), fix="move it away")
-    return open(path, "rb")
+    try:
+        with open(path, "rb") as handle:
+            yield handle
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _refusal(what: str, path: Path, error: OSError) -> StoreError:

@@ -204,5 +204,5 @@ def test_a_file_that_another_run_takes_away_while_it_is_opened_is_missing(
         return found
 
     monkeypatch.setattr(os, "stat", racing)
-    with pytest.raises(FileNotFoundError):
-        open_regular(path)
+    with pytest.raises(FileNotFoundError), open_regular(path):
+        pass

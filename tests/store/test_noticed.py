@@ -93,5 +93,14 @@ def test_row_gradients_of_payloads_that_are_kept_nowhere_go_and_the_others_stay(
 def test_a_link_to_itself_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
-    with pytest.raises(StoreError, match="no regular file"):
-        open_regular(loop)
+    with pytest.raises(StoreError, match="no regular file"), open_regular(loop):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc, where a file that cannot be read is at hand")
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match="bad") as raised, open_regular(bad) as handle:
+        handle.read(8)
+    assert raised.value.filename == str(bad)
