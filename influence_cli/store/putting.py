@@ -11,8 +11,8 @@ from influence_cli.errors import UsageError
 from influence_cli.store.remote import FIX, Address, copied, parsed, refusal, tried
 
 
-def check_putting(place: str) -> bool:
-    """Whether a file is at an address that is to be written.
+def check_putting(place: str, named: str | None = None) -> bool:
+    """Whether a file is at an address that is to be written; messages call it ``named``, where that is another.
 
     Raises:
         UsageError: it is a folder, or nothing can be put there.
@@ -27,9 +27,9 @@ def check_putting(place: str) -> bool:
         info = tried(lambda: address.system.get_file_info(address.path), first=True)
         bucket = tried(lambda: address.system.get_file_info(address.path.partition("/")[0]))
     except Exception as error:
-        raise refusal("cannot look for it", address, error) from error
+        raise refusal("cannot look for it", parsed(named or place), error) from error
     if bucket.type == FileType.NotFound:
-        raise UsageError("there is no such bucket", where=place, fix=FIX[address.scheme])
+        raise UsageError("there is no such bucket", where=named or place, fix=FIX[address.scheme])
     if place.endswith("/") or info.type == FileType.Directory:
         raise UsageError(f"cannot write {place!r}: it names a folder", fix="give a file name")
     return info.type == FileType.File and info.size > 0
@@ -41,7 +41,7 @@ def check_folder(place: str) -> None:
     Raises:
         UsageError: it is one, or there is no such bucket.
     """
-    check_putting(f"{place}/file")
+    check_putting(f"{place}/file", place)
 
 
 def put_copy(source: Path, place: str) -> None:

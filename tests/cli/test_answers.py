@@ -9,6 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.cli.printing import parts_of
@@ -55,6 +57,25 @@ def test_curate_says_how_many_and_why(tmp_path: Path, scored: Path) -> None:
     assert ran.err.startswith("trim: 7 of ")
     assert "by column score: the lowest that a budget of 7 allows (7)" in ran.err.splitlines()[0]
     assert ran.err.splitlines()[-1].startswith("next: influence curate ")
+
+
+def test_scores_that_are_noise_are_to_look_at_and_an_edit_of_no_row_is_not_compared(
+    tmp_path: Path, digits: Path, digits_run: Path, scored: Path
+) -> None:
+    table = pq.read_table(digits)
+    few = np.flatnonzero(np.isin(table["split"].to_numpy(), ["train"])).tolist()
+    one = np.flatnonzero(np.isin(table["split"].to_numpy(), ["val"]))[:6].tolist()  # six target rows tell little
+    pq.write_table(table.take([*few, *one]), tmp_path / "one.parquet")
+    ran = call_cli(
+        "score", "one.parquet", "--checkpoint", digits_run, "--method", "ip", "-o", "s.parquet", cwd=tmp_path
+    )
+    assert ran.code == 0, ran.err
+    assert "is mostly sampling noise" in ran.err
+    assert ran.err.splitlines()[-1] == "next: influence curate s.parquet --budget 20 --report review.html"
+    ran = call_cli("curate", scored, "--budget", "0.1%", "-o", "none.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "trim: 0 of 200 train rows" in ran.err
+    assert "next:" not in ran.err
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -101,6 +101,8 @@ def _show_next(
             place = result.output if result.output not in (None, "-") else "clean.parquet"
             show_next("curate", source, *settings.repeated(), "-o", place)
         return
+    if not len(curated.edits.edited):
+        return  # there is nothing to compare
     origin, label = curated.scores.provenance, curated.scores.label
     groups = [column for column in scored_groups(origin) if column in curated.scores.group_columns]
     words = training_words(origin, groups[0] if groups else None)

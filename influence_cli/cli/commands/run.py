@@ -128,6 +128,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     from influence_cli.data.tables import provenance
     from influence_cli.methods import AUTO
     from influence_cli.report.wrong_labels import estimates_of, may_be_none
+    from influence_cli.stages.score.noise import is_noise
 
     if settings.source is None or settings.source == "-" or result.output == "-":
         return
@@ -143,7 +144,11 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
         words += ["--manifest", settings.values["manifest"] or settings.source]
         words += settings.repeated_of("label", "skip_bad")
     words += settings.repeated_of("allow_outside")  # which no table says
-    if judged and not some:  # there may be no wrong label, or none that auto can tell: to look at, not to act on
+    noise = origin.get("noise", {})
+    asked = by or str(origin.get("score_is", ""))
+    noisy = any(asked.endswith(f"_{objective}") and is_noise(entry) for objective, entry in noise.items())
+    few = table.num_rows * 5 < 100  # of which 5 % is no row
+    if noisy or few or (judged and not some):  # noise, or there may be no wrong label: to look at, not to act on
         return show_next("curate", result.output, *words, "--budget", FEW, "--report", "review.html")
     return show_next("curate", result.output, *words, "--budget", AUTO if estimated else "5%", "-o", "clean.parquet")
 

@@ -63,7 +63,7 @@ def read_baseline(path: str | None) -> tuple[set[str], str | None]:
     except (OSError, ValueError, RecursionError) as error:
         what = error.strerror or error if isinstance(error, OSError) else error
         raise UsageError(f"the baseline cannot be read ({what})", where=path, fix=_FIX) from error
-    said = f"{path} does not say how many lines it has, as an earlier version wrote it: write it again"
+    said = f"{path} does not say how many lines it has, as an earlier version wrote it: a lost line is not noticed"
     return {line.key for line in lines}, said if last is None else None
 
 
@@ -73,7 +73,10 @@ def _lines(text: str) -> tuple[list[_Line], dict[str, Any] | None]:
     for number, line in enumerate(text.split("\n"), 1):  # an id may hold other line ends
         if not line.strip():
             continue
-        value = json.loads(line)
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON: {error}") from error
         if isinstance(value, dict) and "lines" in value:
             if last is not None:
                 raise ValueError(f"line {number} says once more how many lines there are")
@@ -103,6 +106,8 @@ def _accepted(value: Any, number: int) -> _Line:
 def _check_whole(lines: Sequence[_Line], last: dict[str, Any] | None) -> None:
     """Refuse (ValueError) a file that lacks a line that was written, or has one of another file."""
     written = {line.number: line for line in lines if line.number is not None}
+    if last is None and not lines:
+        raise ValueError("it is empty: not even the line that says how many there are is left")
     if last is None:
         if written:
             raise ValueError(f"its last line, which says how many there are, is missing after line {max(written)}")

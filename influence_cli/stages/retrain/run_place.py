@@ -194,7 +194,7 @@ def _read(place: Path) -> RunRecord:
     except DamagedModel as error:
         why = error.what
     what = f"{RUN_FILE} is there and is no earlier run of influence ({why})"
-    raise UsageError(what, where=str(place / RUN_FILE), fix=_ANOTHER)
+    raise UsageError(what, where=remote.called(place / RUN_FILE), fix=_ANOTHER)
 
 
 def _place_of(path: Any) -> str | None:
@@ -203,4 +203,4 @@ def _place_of(path: Any) -> str | None:
 
 def _of_another(request: RetrainRequest, name: str, then: Any, now: Any) -> UsageError:
     what = f"-o {remote.called(request.output)!r} holds a run of another recipe: its {name} is {then}, not {now}"
-    return UsageError(what, where=os.path.join(request.output, RUN_FILE), fix=_ANOTHER)
+    return UsageError(what, where=os.path.join(remote.called(request.output), RUN_FILE), fix=_ANOTHER)

@@ -154,10 +154,11 @@ def _some_rows(best: _Choice, limits: Limits) -> Run:
         run = with_rows(best.run, kept)
         return replace(best, run=run, plan=whole_plan(run, best.session, best.tried)[1])
 
-    least = part(1)
+    low = next((k for k in range(1, STEPS) if _can_score(part(k).run)), STEPS)
+    least = part(low)
     if least.over(limits) > 1:
         raise _nothing_fits(least, limits)
-    low, high, found = 1, STEPS, least
+    high, found = STEPS, least
     while high - low > 1:
         middle = (low + high) // 2
         tried = part(middle)
@@ -166,6 +167,16 @@ def _some_rows(best: _Choice, limits: Limits) -> Run:
         else:
             high = middle
     return found.run
+
+
+def _can_score(run: Run) -> bool:
+    """Whether every method can work with so many rows."""
+    try:
+        for name, method in run.methods.items():
+            method.check_run(name, run.row_loss, len(run.train), len(run.target))
+    except InfluenceError:
+        return False
+    return True
 
 
 def _nothing_fits(least: _Choice, limits: Limits) -> UsageError:

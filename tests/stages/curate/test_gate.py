@@ -203,7 +203,7 @@ def test_every_damaged_byte_of_a_baseline_is_named_or_changes_nothing(tmp_path: 
         path.write_bytes(raw[:end])
         try:
             found, said = read_baseline(str(path))
-            assert (found, "write it again" in str(said)) == (set(), True)
+            assert (found, "a lost line is not noticed" in str(said)) == (set(), True)
         except UsageError as error:
             refused += "b.jsonl" in str(error)
 
@@ -226,6 +226,8 @@ def test_lines_that_are_lost_twice_or_of_another_baseline_are_named(tmp_path: Pa
     assert "id=r2 is there twice" in refused(*lines[:3], lines[2], *lines[3:])
     assert "a line is not of this file" in refused(*lines[:2], other[2], *lines[3:])
     assert "says once more" in refused(*lines, lines[-1])
+    assert "it is empty: not even the line that says how many there are is left" in refused()
+    assert "line 2 is no JSON: " in refused(lines[0], lines[1][:-9])
     for count in (None, "4", 4.0, True, -1, 3):
         last = json.dumps(sealed({"lines": count, "digest": json.loads(lines[-1])["digest"]}))
         assert "does not say how many there are" in refused(*lines[:4], last)
@@ -241,7 +243,7 @@ def test_baselines_of_before_are_read_with_a_word(tmp_path: Path) -> None:
         path.write_text(json.dumps(written) + "\n")
         keys, said = read_baseline(str(path))
         assert keys == {line["row_key"]}
-        assert "write it again" in str(said)
+        assert "a lost line is not noticed" in str(said)
 
 
 @pytest.mark.parametrize("text", ["not json\n", '{"id": "a"}\n', "[1]\n", "3\n"])

@@ -210,3 +210,17 @@ def test_a_number_that_cannot_be_read_is_told_its_form(flag: str, text: str, for
     ran = call_cli("score", "m.parquet", flag, text, cwd=tmp_path)
     assert ran.code == 2
     assert ran.err.splitlines()[-1] == f"fix: {flag} takes {form}"
+
+
+def test_the_least_that_would_do_is_enough_rows_for_every_method(
+    digits: Path, digits_run: Path, tmp_path: Path
+) -> None:
+    asked = ("score", digits, "--checkpoint", digits_run, "--method", "auto", "--store", "s", "-o", "s.parquet")
+    ran = call_cli(*asked, "--max-disk", "0.000000001", cwd=tmp_path)
+    least = re.search(r"even (\d+) train rows .*\n.*--max-disk (\S+)", ran.err)
+    assert (ran.code, least is not None) == (2, True), ran.err
+    assert least is not None
+    assert int(least[1]) >= 10  # two to a fold
+    then = call_cli(*asked, "--max-disk", least[2], cwd=tmp_path)
+    assert then.code == 0, then.err
+    assert f"{least[1]} of 200 train rows are done" in then.err
