@@ -192,7 +192,7 @@ def test_from_python(digits: Path, digits_run: Path, tmp_path: Path) -> None:
     most = planned(tmp_path, digits, digits_run) * 0.6 / GIB
     with pytest.warns(influence_cli.errors.InfluenceWarning, match="given up for max_disk"):
         table = influence_cli.score(
-            digits, checkpoint=digits_run, method="ip", store=str(tmp_path / "s"), max_disk=most
+            digits, checkpoint=str(digits_run), method="ip", store=str(tmp_path / "s"), max_disk=most
         )
     assert 0 < table.column("score").null_count < 200
     assert GradSpec().precision == provenance(table.schema)["spec"]["precision"]
