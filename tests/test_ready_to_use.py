@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from influence_cli.cli.settings.requests import options_of
+from tests.baselines import first_of_baseline
 from tests.cases import call_cli
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, digits: Path, digits_run: Pat
     score = ("score", "train.parquet", "--checkpoint", "run", "--method", "loss", "-o", "all.parquet")
     assert call_cli(*score, cwd=here).code == 0
     assert call_cli("curate", "all.parquet", "--write-baseline", "all.jsonl", cwd=here).code == 0
-    lines = (here / "all.jsonl").read_text().splitlines(keepends=True)
-    (here / "accepted.jsonl").write_text("".join(lines[:-20]))
+    (here / "accepted.jsonl").write_bytes(first_of_baseline(here / "all.jsonl", -20))
     return here
 
 

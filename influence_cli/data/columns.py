@@ -108,7 +108,14 @@ FLAGGED: Columns = {
     "image": "the path of the row's image, where it is a file",
     "reason": "why a row cannot be judged; null for one that is flagged for its score",
 }
-BASELINE: Columns = {**_ID, **_KEY, "checksum": "digest of the line's other values: a line that was damaged is refused"}
+BASELINE: Columns = {
+    **_ID,
+    **_KEY,
+    "line": "the number of the line, from 1 on: one that is missing is named",
+    "checksum": "digest of the line's other values: a line that was damaged is refused",
+    "lines": "in the last line: how many rows there are",
+    "digest": "in the last line: a digest of all ids and row keys",
+}
 ADDED: Columns = {
     "weight": "the row's weight, after a reweight",
     "influence_proposal": "after a relabel: the label that the row would be given, relabelled or not",

@@ -60,7 +60,7 @@ class DataInf(ByLayers):
         rows = RankOneSums(self.seen(curvature))
         names = list(curvature.layout)
         others = [n for k, n in enumerate(names) if k not in rows.places]
-        self.check_left_over(others, len(names))
+        self.check_left_over(others)
         squares = rows.mean_squares()
         sizes = np.array([curvature.sizes[k] for k in rows.places], dtype=np.float64)
         table = np.stack([np.array(rows.places, dtype=np.float64), squares / sizes], axis=1)
@@ -78,7 +78,7 @@ class DataInf(ByLayers):
         table, names, l2 = curvature.factor["tensors"], list(curvature.layout), self.l2 or 0.0
         squares = {int(place): float(value) for place, value in table}
         others = [k for k in range(len(names)) if k not in squares]
-        self.check_left_over([names[k] for k in others], len(names))
+        self.check_left_over([names[k] for k in others])
         ruled = default_dampings(list(squares.values())) if self.damping is None else [self.damping] * len(squares)
         dampings = {place: delta + l2 for place, delta in zip(squares, ruled, strict=True)}
         if min(dampings.values(), default=1.0) <= 0.0:

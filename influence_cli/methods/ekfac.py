@@ -78,7 +78,7 @@ class EKFAC(ByLayers):
         from influence_cli.curvature.kronecker import KroneckerFit
 
         fit = KroneckerFit(self.seen(curvature, self.fit_sample), self.labels, self.draws, self.seed)
-        self.check_left_over(fit.others, len(fit.names))
+        self.check_left_over(fit.others)
         return Factor(fit.arrays(), {"factored": fit.factored, "others": fit.others})
 
     def fit_some(self, curvature: Curvature) -> int:
@@ -129,7 +129,7 @@ class EKFAC(ByLayers):
 
         factor, names, l2 = curvature.factor, list(curvature.layout), self.l2 or 0.0
         left = [names[int(place)] for place, _ in factor["others"]]
-        self.check_left_over(left, len(names))
+        self.check_left_over(left)
         inverse = KroneckerInverse.of(factor, self.mode == "kfac", l2, self.damping, self.other == "identity")
         if inverse.smallest <= 0.0:
             raise ModelError(

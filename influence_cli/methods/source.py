@@ -196,7 +196,7 @@ class Source(EKFAC):
 
         every = [self.seen(c, self.fit_sample) for c in (curvature, *curvature.beside)]
         fits = [KroneckerFit(seen, self.labels, self.draws, self.seed) for seen in every]
-        self.check_left_over(fits[0].others, len(fits[0].names))
+        self.check_left_over(fits[0].others)
         return Factor(fitted_together(fits), {"factored": fits[0].factored, "others": fits[0].others})
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
@@ -213,7 +213,7 @@ class Source(EKFAC):
         u = matrix.times(before, curvature.sizes, self._by_layer(span.gathered, curvature))
         names = list(curvature.layout)
         others = [names[int(place)] for place, _ in curvature.factor["others"]]
-        self.check_left_over(others, len(names))
+        self.check_left_over(others)
         sizes = np.linalg.norm(q, axis=0)
         share = float((np.linalg.norm(before, axis=0) / np.where(sizes > 0, sizes, 1.0)).mean())
         of_it: Facts = {"largest_eigenvalue": matrix.largest, "share_of_direction": share}

@@ -21,6 +21,7 @@ import influence_cli
 from influence_cli.cli import streams
 from influence_cli.cli.main import main
 from influence_cli.errors import ManifestError, ModelError, StoreError
+from tests.baselines import first_of_baseline
 from tests.cases import call_cli, environment, run_cli
 
 # ---- code of the user's that ends the program --------------------------------------------------------------------
@@ -310,8 +311,7 @@ def test_streams_that_fail_decide_no_exit_code(line: str, code: int, tmp_path: P
 def test_the_gates_own_codes_stand_where_nothing_can_be_said(stream: str, tmp_path: Path, tabular: Path) -> None:
     assert call_cli("score", tabular, "--method", "random", "-o", "s.parquet", cwd=tmp_path).code == 0
     assert call_cli("curate", "s.parquet", "--write-baseline", "all.jsonl", cwd=tmp_path).code == 0
-    lines = (tmp_path / "all.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "some.jsonl").write_text("".join(lines[:20]))
+    (tmp_path / "some.jsonl").write_bytes(first_of_baseline(tmp_path / "all.jsonl", 20))
     for name, code in (("all", 0), ("some", 1)):
         line = f"influence curate s.parquet --check --false-flag 50% --baseline {name}.jsonl > out.jsonl {stream}"
         assert shell(line, tmp_path) == code

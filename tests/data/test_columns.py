@@ -69,9 +69,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tabular: Path) -> dict[str,
     found = {path.stem: pq.read_table(path) for path in folder.glob("*.parquet")}
     gate = ["curate", "loss.parquet", "--check", "--false-flag", "30%", "--format", "json"]
     found["flagged"] = pa.Table.from_pylist(call_cli(*gate, cwd=folder).json["rows"])
-    found["baseline"] = pa.Table.from_pylist(
-        [json.loads(line) for line in (folder / "baseline.jsonl").read_text().splitlines()]
-    )
+    lines = [json.loads(line) for line in (folder / "baseline.jsonl").read_text().splitlines()]
+    found["baseline"] = pa.Table.from_pylist([{**lines[-1], **line} for line in lines])  # the last has others
     return found
 
 

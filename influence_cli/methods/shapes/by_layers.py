@@ -36,15 +36,12 @@ class ByLayers(Streamed):
         seen.listener, seen.interim = curvature.listener, curvature.interim
         return seen
 
-    def check_left_over(self, others: list[str], every: int) -> None:
-        """Refuse parameters without a block where the options say so, or where none of ``every`` parameter has one.
+    def check_left_over(self, others: list[str]) -> None:
+        """Refuse parameters without a block where the options say so.
 
         Raises:
             UsageError: there are some; names them.
         """
-        if len(others) == every:
-            fix = "select others with --params, such as all or linear, or score by ip"
-            raise UsageError(f"{self.name} has {self.without_block} for {_named(others)}, which is all", fix=fix)
         if others and self.other == "refuse":
             raise UsageError(
                 f"{self.name} has {self.without_block} for {_named(others)}",
@@ -57,9 +54,10 @@ class ByLayers(Streamed):
             return []
         covered, every = facts["covered"], facts["parameters"]
         what = {"identity": "have the identity over the mean eigenvalue", "zero": "count as zero"}[facts["other"]]
+        none = "" if covered else ": no curvature enters these scores, select other --params"
         return [
             f"{covered:,} of {every:,} selected parameters ({100 * covered / every:.4g}%) are covered; there are "
-            f"{self.without_block} for {_named(facts['others'])}, which {what} (other={facts['other']})"
+            f"{self.without_block} for {_named(facts['others'])}, which {what} (other={facts['other']}){none}"
         ]
 
 
