@@ -264,7 +264,8 @@ def with_medians(
     """
     numbers = [f for f in features if f.fill is not None and f.fill != f.fill]
     wanted = numbers if rows * len(numbers) <= MEDIANS else [f for f in numbers if f.missing]
-    features = [f if f in wanted or f not in numbers else dataclasses.replace(f, fill=None) for f in features]
+    none = {id(f) for f in numbers} - {id(f) for f in wanted}  # by identity: thousands of columns are not compared
+    features = [dataclasses.replace(f, fill=None) if id(f) in none else f for f in features]
     if not wanted:
         return list(features)
     found: dict[str, list[NDArray[np.float64]]] = {f.column: [] for f in wanted}
