@@ -90,8 +90,13 @@ def open_run(inputs: Inputs, spec: GradSpec, session: Session, effects: str = ""
     return with_members(run, session.runtime, store)
 
 
+def check_methods(run: Run) -> None:
+    """Refuse (UsageError) what a method cannot do with so many rows, or with their loss."""
+    for name, method in run.methods.items():
+        method.check_run(name, run.row_loss, len(run.train), len(run.target))
+
+
 def _refuse_methods(run: Run, session: Session) -> None:
     """Refuse (UsageError) what a method cannot do with these rows, and parameters that the model has not."""
     refuse_no_parameters(run, session)
-    for name, method in run.methods.items():
-        method.check_run(name, run.row_loss, len(run.train), len(run.target))
+    check_methods(run)

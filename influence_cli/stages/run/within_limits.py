@@ -20,7 +20,7 @@ from influence_cli.data.split_column import LATER
 from influence_cli.errors import InfluenceError, UsageError
 from influence_cli.options import kept_values
 from influence_cli.settings import GradSpec, Limits
-from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.open import check_methods, open_run
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.run.usable_rows import usable_train_rows
@@ -149,12 +149,14 @@ def _some_rows(best: _Choice, limits: Limits) -> Run:
     train = best.run.train
     order = key_order(train.row_keys)
 
+    def some(k: int) -> Run:
+        return with_rows(best.run, np.sort(train.index[order[: max(1, len(train) * k // STEPS)]]))
+
     def part(k: int) -> _Choice:
-        kept = np.sort(train.index[order[: max(1, len(train) * k // STEPS)]])
-        run = with_rows(best.run, kept)
+        run = some(k)
         return replace(best, run=run, plan=whole_plan(run, best.session, best.tried)[1])
 
-    low = next((k for k in range(1, STEPS) if _can_score(part(k).run)), STEPS)
+    low = next((k for k in range(1, STEPS) if _can_score(some(k))), STEPS)
     least = part(low)
     if least.over(limits) > 1:
         raise _nothing_fits(least, limits)
@@ -172,8 +174,7 @@ def _some_rows(best: _Choice, limits: Limits) -> Run:
 def _can_score(run: Run) -> bool:
     """Whether every method can work with so many rows."""
     try:
-        for name, method in run.methods.items():
-            method.check_run(name, run.row_loss, len(run.train), len(run.target))
+        check_methods(run)
     except InfluenceError:
         return False
     return True
