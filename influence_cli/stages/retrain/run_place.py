@@ -59,14 +59,14 @@ def check_run_folder(request: RetrainRequest, recipe: Recipe, probe: bool = True
     place = Path(os.path.realpath(output))
     if is_stream(output) or (place.exists() and not place.is_dir()):
         raise UsageError(
-            f"cannot write -o {remote.called(output)!r}: it is no folder, and a run is one", where=output, fix=_ANOTHER
+            f"cannot write {_asked_place(request)}: it is no folder, and a run is one", where=output, fix=_ANOTHER
         )
     models = (request.init, None if request.canaries is None else request.canaries.source)
     tables = (request.inputs.manifest, request.against, request.test, *(p for _, p in request.arms))
     read = [p for p in models if p is not None and is_inside(Path(os.path.realpath(p)), place)]
     read += [str(t) for t in tables if isinstance(t, str | Path) and str(t) != "-" and is_same(Path(t), place)]
     if read:
-        raise UsageError(f"-o {remote.called(output)!r} is read by this run", where=read[0], fix=_ANOTHER)
+        raise UsageError(f"{_asked_place(request)} is read by this run", where=read[0], fix=_ANOTHER)
     check_no_store("-o", output)
     if place.is_dir():
         _check_content(request, recipe, place, listener)
@@ -89,15 +89,13 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
     """Refuse a folder with other content, a run of another recipe, and one in which a file of the user's would go."""
     for name in (ARMS, *_INSIDE, *_NOTES):
         if (place / name).is_symlink() and not is_inside(Path(os.path.realpath(place / name)), place):
-            what = (
-                f"{name} in -o {remote.called(request.output)!r} is a link to another place, which would be written to"
-            )
+            what = f"{name} in {_asked_place(request)} is a link to another place, which would be written to"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that link away")
     if not os.path.lexists(place / RUN_FILE):
         inside = sorted(place.iterdir(), key=lambda p: (p.is_dir(), p.name))
         others = [p.name for p in inside if not (_TEMPORARY.fullmatch(p.name) or _unfinished(p))]
         if others:
-            what = f"-o {remote.called(request.output)!r} is there and is no run folder: it holds {others[0]}"
+            what = f"{_asked_place(request)} is there and is no run folder: it holds {others[0]}"
             raise UsageError(what, where=str(place), fix=_ANOTHER)
         return
     _check_same(request, recipe, _read(place), listener)
@@ -111,7 +109,7 @@ def _check_content(request: RetrainRequest, recipe: Recipe, place: Path, listene
             replaced += [f"{folder}/{n}" for n in names if called.fullmatch(n)] or [folder]
     for name in replaced:
         if os.path.lexists(place / name) and not RunFolder(place).wrote(name):
-            what = f"{name} in -o {remote.called(request.output)!r} is no earlier output of a run of influence"
+            what = f"{name} in {_asked_place(request)} is no earlier output of a run of influence"
             raise UsageError(what, where=str(place / name), fix="give a new folder, or move that file away")
 
 
@@ -138,7 +136,7 @@ def _check_same(request: RetrainRequest, recipe: Recipe, run: RunRecord, listene
     for name, (old, new) in _records(request, run).items():
         if old != new:
             listener.warn(
-                f"-o {remote.called(request.output)!r} holds a run with {name} {old}, now {new}: what {RUN_FILE} says "
+                f"{_asked_place(request)} holds a run with {name} {old}, now {new}: what {RUN_FILE} says "
                 "of its calibration rows and canaries is replaced"
             )
 
@@ -197,10 +195,15 @@ def _read(place: Path) -> RunRecord:
     raise UsageError(what, where=remote.called(place / RUN_FILE), fix=_ANOTHER)
 
 
+def _asked_place(request: RetrainRequest) -> str:
+    """The option as it was given: an address is not called by its copy here."""
+    return f"-o {remote.called(request.output)!r}"
+
+
 def _place_of(path: Any) -> str | None:
     return None if path is None else os.path.realpath(str(path))
 
 
 def _of_another(request: RetrainRequest, name: str, then: Any, now: Any) -> UsageError:
-    what = f"-o {remote.called(request.output)!r} holds a run of another recipe: its {name} is {then}, not {now}"
+    what = f"{_asked_place(request)} holds a run of another recipe: its {name} is {then}, not {now}"
     return UsageError(what, where=os.path.join(remote.called(request.output), RUN_FILE), fix=_ANOTHER)
