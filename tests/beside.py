@@ -5,14 +5,22 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from influence_cli.processes import messages
 from influence_cli.processes.group import Group, Job, PeerLost
 from influence_cli.processes.messages import packed, unpacked
+from influence_cli.settings import GradSpec, Inputs, Runtime
+from influence_cli.stages.run.open import open_run
+from influence_cli.stages.run.session import Session
+from influence_cli.stages.score.score import score
+from tests.cases import Heard
 
 if "tests" not in messages.OURS:
     messages.OURS.append("tests")  # jobs of tests are sent too
@@ -101,3 +109,30 @@ def together(size: int, lead: Callable[[ThreadGroup], Any]) -> tuple[Any, list[T
             thread.join(60)
     assert failed == []
     return found, groups
+
+
+def scores_of(
+    manifest: Path, run: Path, store: Path, group: Group | None, methods: tuple[str, ...], **spec: Any
+) -> tuple[pa.Table, Heard]:
+    """Scores by a run whose work is divided among the processes of a group."""
+    heard = Heard()
+    session = Session.open(Runtime(store=str(store), batch_size=16), heard)
+    session.group = group
+    opened = open_run(
+        Inputs(str(manifest), checkpoint=str(run), skip_bad=True), GradSpec(methods=methods, **spec), session
+    )
+    return score(opened, session)[0], heard
+
+
+def not_of_time(notes: list[str]) -> list[str]:
+    """Notes but for the engine's: which it is may be told by seconds."""
+    return [note for note in notes if " engine: " not in note]
+
+
+def apart(a: pa.Table, b: pa.Table) -> float:
+    """The largest difference of a score, as a share of the largest score."""
+    assert a.column("id").equals(b.column("id"))
+    columns = [name for name in a.column_names if name.startswith("score")]
+    assert columns
+    pairs = [(a.column(name).to_numpy(), b.column(name).to_numpy()) for name in columns]
+    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in pairs)

@@ -32,7 +32,8 @@ from influence_cli.events import SILENT, Listener
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.keys import KEY_BYTES, row_keys, stack
 from influence_cli.store.parquet import write_sealed
-from influence_cli.store.remote import is_remote, local
+from influence_cli.store.parts import local_tables
+from influence_cli.store.remote import is_remote
 
 
 def open_manifest(
@@ -75,7 +76,7 @@ def _refuse_named_splits(source: str, files: list[Path], label: str) -> None:
         named = {str(file.parent): file for file in files}
     elif len(named) < 2 or "split" in read_schema(files[0]).names:
         return
-    shown = ", ".join(file.relative_to(local(source)).as_posix() for file in list(named.values())[:3])
+    shown = ", ".join(file.relative_to(local_tables(str(source))).as_posix() for file in list(named.values())[:3])
     what = f"which split its rows are of stands in names alone ({shown}), and in no column"
     raise ManifestError(what, where=source, fix=f"make a manifest of it: {manifest_command(source, label)}")
 

@@ -32,6 +32,7 @@ from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, parse_json, stack
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
 from influence_cli.store.parquet import read_parquet_batches, read_parquet_schema, read_parquet_table
+from influence_cli.store.parts import local_tables
 from influence_cli.store.remote import called, is_remote, local
 
 PROVENANCE_KEY = b"influence"
@@ -94,7 +95,7 @@ def parquet_files(source: str, label: str = "label", taken: list[Path] | None = 
     Raises:
         ManifestError: nothing is there, or it is not Parquet.
     """
-    path = _spooled() if source == "-" else local(source)
+    path = _spooled() if source == "-" else local_tables(source)
     if path.is_dir():
         files = parquet_in(path) if taken is None else taken
         if not files:

@@ -70,27 +70,47 @@ def directions_of_groups(
     return {name: _direction(run, grouped, values[name], accuracy, shared) for name, grouped in objectives.items()}
 
 
-def values_of_groups(run: TargetPass, objectives: dict[str, Grouped]) -> tuple[dict[str, Floats], float]:
+def values_of_groups(
+    run: TargetPass, objectives: dict[str, Grouped], shared: Group | None = None
+) -> tuple[dict[str, Floats], float]:
     """Every objective's row values [m, V] in the target's order, and the accuracy.
+
+    Of several processes (``shared``) each runs some of the batches, and all of them have the values in the end.
 
     Raises:
         ManifestError: a row's value is not finite.
     """
-    place = {row: k for k, row in enumerate(run.target.index.tolist())}
-    found: dict[str, list[Floats]] = {name: [np.zeros(0)] * len(place) for name in objectives}
+    rows, size = run.target.index, run.batch_size
+    own = [rows] if shared is None else [rows[first : first + size] for first in range(0, len(rows), size)]
+    found = _values_of(run, objectives, own if shared is None else own[shared.rank :: shared.size])
+    parts = [found] if shared is None else [part for part in shared.exchange(found) if len(part[0])]
+    every = np.concatenate([part[0] for part in parts])
+    order = np.argsort(every)
+    place = order[np.searchsorted(every[order], rows)]
+    values = {name: np.concatenate([part[1][name] for part in parts])[place] for name in objectives}
+    return values, sum(part[2] for part in parts) / len(rows)
+
+
+def _values_of(
+    run: TargetPass, objectives: dict[str, Grouped], batches: list[NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], dict[str, Floats], float]:
+    """The target rows of some batches, as they come, their values by objective, and how many are predicted right."""
+    rows = list[NDArray[np.int64]]()
+    found: dict[str, list[Floats]] = {name: [] for name in objectives}
     hits = 0.0
-    for index, x, y in run.batches([run.target.index.tolist()]):
+    for index, x, y in run.batches([some.tolist() for some in batches]):
         with torch.no_grad(), differentiable_kernels(run.point.recurrent):
             logits = run.point.logits(x)
             hits += run.hits(logits, y)
             for name, grouped in objectives.items():
-                rows = grouped.objective.values(logits, y, run.loss).double().cpu().numpy()
-                bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+                values = grouped.objective.values(logits, y, run.loss).double().cpu().numpy()
+                bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
                 if len(bad):
                     raise not_finite(run.target, int(index[bad[0]]))
-                for row, value in zip(index.tolist(), rows, strict=True):
-                    found[name][place[row]] = value
-    return {name: np.stack(rows) for name, rows in found.items()}, hits / len(place)
+                found[name].append(values)
+        rows.append(index)
+    some = {name: np.concatenate(values) for name, values in found.items() if values}
+    return np.concatenate([np.zeros(0, np.int64), *rows]), some, hits
 
 
 def cell_sums(values: Floats, groups: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> tuple[Floats, ...]:

@@ -226,11 +226,12 @@ def _no_pretrained(name: str, error: Exception) -> ModelError:
 
 def load_model(
     spec: ModelSpec, checkpoint: Checkpoint, dtype: torch.dtype | None = None, listener: Listener = SILENT,
-    to_train: bool = False,
+    to_train: bool = False, built: nn.Module | None = None,
 ) -> nn.Module:  # fmt: skip
     """The model of a spec with a checkpoint's weights, in evaluation mode; with ``dtype`` read into that precision.
 
-    With ``to_train`` torch's random numbers are taken as building the model anew takes them.
+    With ``to_train`` torch's random numbers are taken as building the model anew takes them.  One that is ``built``
+    already, of the same spec, is given the weights.
 
     Raises:
         ModelError: the checkpoint does not fit; names tensors, expected and found shapes.
@@ -240,7 +241,9 @@ def load_model(
 
         model = in_precision(_in_order(load(spec, checkpoint), spec), dtype)
     else:
-        model = in_precision(build_model(spec, values=to_train or not checkpoint.files), dtype)
+        if built is None or to_train or not checkpoint.files:
+            built = build_model(spec, values=to_train or not checkpoint.files)
+        model = in_precision(built, dtype)
         model = load_weights(model, checkpoint, spec.name, listener) if checkpoint.files else model.eval()
     check_input(model, spec)
     return model

@@ -6,7 +6,8 @@ is fetched whole when it is first asked for, a single file when it is; notes, wh
 A file is put as soon as it is written here, so that a run that is killed has lost the rows in hand, as elsewhere.
 
 A run folder is fetched whole when it is opened: finished trainings are not trained again.  Each of its files is put as
-soon as it is written here, so ``run.json`` is the last, as it is here.
+soon as it is written here, so ``run.json`` is the last, as it is here.  Of the processes of ``torchrun`` the first one
+alone has it.
 
 Each process of ``torchrun`` has a copy of its own, and looks again at what is there when the others have written.
 
@@ -16,11 +17,10 @@ the same), and the last of several notes of seconds.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from influence_cli.errors import StoreError, UsageError
+from influence_cli.errors import StoreError
 from influence_cli.store import layout, putting, remote
 from influence_cli.store.files import on_written
 
@@ -125,12 +125,11 @@ class RunMirror:
 def run_mirrored(place: str) -> Path:
     """The root on this machine of the run folder at an address.
 
+    Of several processes the first one alone has it: the others train with it, and neither read nor write a file there.
+
     Raises:
-        UsageError: it cannot be read, or nothing is written there; or several processes are at work.
+        UsageError: it cannot be read, or nothing is written there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's
-        what = "several processes share a run folder by its files, and one at an address has none that they share"
-        raise UsageError(what, where=place, fix="pass -o PATH, on a file system that all of them see")
     known = _runs.get(place)
     if known is None:
         known = _runs[place] = RunMirror(place)

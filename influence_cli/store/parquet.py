@@ -12,7 +12,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from influence_cli.memory import trim_memory
 from influence_cli.store.arrow import is_valid, values_of
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import parse_json
+from influence_cli.store.parts import opened
 
 SEAL = b"influence.checksum"
 BULKY = {"image", "features"}  # payloads: page checksums alone, since their keys are computed from them anyway
@@ -141,15 +141,23 @@ def _reader(handle: Any, streamed: bool) -> pq.ParquetFile:
 
 @contextlib.contextmanager
 def _opened(file: Path, streamed: bool = False) -> Generator[tuple[pq.ParquetFile, dict[str, Any] | None]]:
-    """A Parquet file and its seal, by path: a colon starts no URI; DamagedFile where reading fails, now or later."""
+    """A Parquet file and its seal, by path: a colon starts no URI; DamagedFile where reading fails, now or later.
+
+    Raises:
+        UsageError: it is at an address, and cannot be fetched.
+    """
+    in_parts = opened(file)
     try:
-        with pa.OSFile(str(file)) as handle, _reader(handle, streamed) as reader:
-            yield reader, _seal(file, reader)
+        source = pa.OSFile(str(file)) if in_parts is None else pa.PythonFile(in_parts, mode="r")
+        with source as handle, _reader(handle, streamed) as reader:
+            yield reader, _seal(handle, reader)
     except UNREADABLE as error:
+        if in_parts is not None and in_parts.failed is not None:
+            raise in_parts.failed from error
         raise DamagedFile(str(error).strip() or type(error).__name__) from error
 
 
-def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
+def _seal(handle: Any, reader: pq.ParquetFile) -> dict[str, Any] | None:
     """The seal of a file, if it has one; DamagedFile where rows, names or metadata are not as they were written."""
     metadata = reader.metadata.metadata or {}
     if SEAL not in metadata or _ARROW not in metadata:
@@ -157,9 +165,9 @@ def _seal(file: Path, reader: pq.ParquetFile) -> dict[str, Any] | None:
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(metadata[_ARROW])))
     if SEAL in (schema.metadata or {}):
         return None  # read and written by somebody else since
-    with open(file, "rb") as handle:
-        handle.seek(-8, os.SEEK_END)
-        footer = handle.tell() - int.from_bytes(handle.read(4), "little")
+    end = handle.size() - 8
+    handle.seek(end)
+    footer = end - int.from_bytes(handle.read(4), "little")
     seal = parse_json(metadata[SEAL])
     if seal["bytes"] != footer:
         return None

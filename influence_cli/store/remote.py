@@ -1,9 +1,10 @@
 """Files at addresses: ``s3://BUCKET/KEY``, ``gs://BUCKET/KEY`` and ``hf://datasets/OWNER/NAME/FILE``.
 
-What is read is fetched once a command into a temporary folder, whole, part by part, so that a connection that drops
-costs the part in hand; what is written is made here and put whole.  An object of S3 appears when its last part has
-arrived, and not at all where one has not.  Addresses hold no credentials: those come from where the services' own
-libraries look for them, which is the environment.  An address of a folder stands for all files below it.
+What is read is fetched once a command into a temporary folder, part by part, so that a connection that drops costs the
+part in hand: whole, or of tables as far as they are read (``parts``).  What is written is made here and put whole.  An
+object of S3 appears when its last part has arrived, and not at all where one has not.  Addresses hold no credentials:
+those come from where the services' own libraries look for them, which is the environment.  An address of a folder
+stands for all files below it.
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ SECRETS = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
     "GOOGLE_APPLICATION_CREDENTIALS",
 )
-PART = 1 << 23  # bytes that are asked for at once
-TRIES = 5  # of a part, or of a file that is put, before it is given up
+PART, TRIES = 1 << 23, 5  # bytes that are asked for at once; how often, or a file is put, before it is given up
 PAUSE = 0.2  # seconds before the second try; twice as long before each further one
 GOOGLE_TRIES = 20.0  # seconds for which Google's library goes on trying by itself, each time that it is asked
 HOPELESS = re.compile(  # in errors of a first look that another would meet too; the libraries have tried by themselves
@@ -172,7 +172,7 @@ def refuse_address(place: Any, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Object:
+class Object:
     """A file at an address: its place in the file system, and by what it is known to be the same."""
 
     path: str
@@ -180,24 +180,28 @@ class _Object:
     modified: float | None
 
     @staticmethod
-    def of(info: FileInfo) -> _Object:
-        return _Object(info.path, info.size, None if info.mtime is None else info.mtime.timestamp())
+    def of(info: FileInfo) -> Object:
+        """What a file system says of it."""
+        return Object(info.path, info.size, None if info.mtime is None else info.mtime.timestamp())
+
+
+Take = Callable[[Address, Object, Path], None]
 
 
 @dataclass
 class _Copy:
     """What was fetched of an address, and when it was asked for."""
 
-    objects: tuple[_Object, ...]
+    objects: tuple[Object, ...]
     root: Path
     at: float
 
-    def current(self, objects: tuple[_Object, ...]) -> bool:
+    def current(self, objects: tuple[Object, ...]) -> bool:
         """Whether it is still the same, as far as sizes and times tell."""
         return objects == self.objects and all(o.modified is None or self.at - o.modified > SETTLED for o in objects)
 
 
-_copies: dict[str, _Copy] = {}
+_copies: dict[tuple[str, str], _Copy] = {}  # by address and way
 _places: dict[str, str] = {}  # local roots, and the addresses that they are copies of
 
 
@@ -209,8 +213,10 @@ def folder_of_copies() -> Path:
     return folder
 
 
-def fetched(place: str) -> Path:
+def fetched(place: str, take: Take | None = None) -> Path:
     """A copy on this machine of the file, or of all files below the folder, at an address.
+
+    ``take`` brings a file here, or what stands in its place; without it they are fetched whole.
 
     Raises:
         UsageError: there is nothing, or it cannot be read.
@@ -222,58 +228,65 @@ def fetched(place: str) -> Path:
         raise refusal("cannot look for it", address, error) from error
     if not objects:
         raise UsageError("no such file or folder", where=place, fix=FIX[address.scheme])
-    known = _copies.get(place)
+    take = take or fetch
+    known = _copies.get((place, take.__name__))
     if known is not None and known.current(objects):
         return known.root
-    root = _root(address)
+    root = _root(address, take.__name__)
     for item in objects:
         target = root / item.path[len(address.path) :].strip("/") if folder else root
         try:
-            _fetch(address, item, target)
+            take(address, item, target)
         except Exception as error:
             if disk_full(error):
                 raise
             raise refusal("cannot read all of it", address, error) from error
-    _copies[place] = _Copy(objects, root, asked)
+    _copies[place, take.__name__] = _Copy(objects, root, asked)
     return root
 
 
-def _root(address: Address) -> Path:
-    """Where a copy is kept: the same place for the same address, under the name that it has there."""
-    named = hashlib.blake2b(address.place.encode(), digest_size=8).hexdigest()
+def _root(address: Address, taken: str = "fetch") -> Path:
+    """Where a copy is kept: the same place for the same address and way, under the name that it has there."""
+    named = hashlib.blake2b(f"{taken} {address.place}".encode(), digest_size=8).hexdigest()
     root = folder_of_copies() / named / address.path.rpartition("/")[2]
     root.parent.mkdir(exist_ok=True)
     _places[str(root)] = address.place
     return root
 
 
-def _listed(address: Address) -> tuple[tuple[_Object, ...], bool]:
+def _listed(address: Address) -> tuple[tuple[Object, ...], bool]:
     """The files at an address, by name, and whether it is a folder."""
     from pyarrow.fs import FileSelector, FileType
 
     info = address.system.get_file_info(address.path)
     if info.type == FileType.File:
-        return (_Object.of(info),), False
+        return (Object.of(info),), False
     if info.type == FileType.NotFound:
         return (), False
     found = address.system.get_file_info(FileSelector(address.path, recursive=True))
-    return tuple(sorted((_Object.of(i) for i in found if i.type == FileType.File), key=lambda o: o.path)), True
+    return tuple(sorted((Object.of(i) for i in found if i.type == FileType.File), key=lambda o: o.path)), True
 
 
-def _fetch(address: Address, item: _Object, target: Path) -> None:
-    """Copy a file part by part; it gets its name when it is whole."""
+def refuse_outside(address: Address, target: Path) -> None:
+    """Refuse (UsageError) a name that leads out of the folder of copies."""
     if not target.resolve().is_relative_to(folder_of_copies().resolve()):
         raise UsageError("a name at the address leads out of its folder", where=address.place, fix="rename it")
+
+
+def fetch(address: Address, item: Object, target: Path) -> None:
+    """Copy a file part by part; it gets its name when it is whole."""
+    refuse_outside(address, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     with open(temporary, "wb") as sink:
         for start in range(0, item.size, PART):
             size = min(PART, item.size - start)
-            sink.write(tried(functools.partial(_part, address, item, start, size)))
+            sink.write(tried(functools.partial(part_of, address, item, start, size)))
     os.replace(temporary, target)
 
 
-def _part(address: Address, item: _Object, start: int, size: int) -> bytes:
+def part_of(address: Address, item: Object, start: int, size: int) -> bytes:
+    """Some bytes of a file.  Raises OSError: they have not all arrived."""
     with address.system.open_input_file(item.path) as source:
         found = source.read_at(size, start)
     if len(found) != size:
@@ -303,7 +316,7 @@ def copy_here(place: str, size: int, target: Path) -> None:
     """
     address = parsed(place)
     try:
-        _fetch(address, _Object(address.path, size, None), target)
+        fetch(address, Object(address.path, size, None), target)
     except Exception as error:
         if disk_full(error):
             raise
@@ -313,7 +326,7 @@ def copy_here(place: str, size: int, target: Path) -> None:
 def copied(address: Address, source: Path) -> None:
     """Take a file, which was put at an address, as the copy of what is there, until that is looked at again."""
     shutil.copyfile(source, _root(address))
-    _copies.pop(address.place, None)
+    _copies.pop((address.place, fetch.__name__), None)
 
 
 def local(place: str) -> Path:

@@ -31,8 +31,8 @@ from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
-from tests.beside import ThreadGroup, together
-from tests.cases import Heard, digits_table, environment, with_column, write
+from tests.beside import ThreadGroup, apart, not_of_time, scores_of, together
+from tests.cases import digits_table, environment, with_column, write
 
 
 class Adds(Job):
@@ -120,33 +120,6 @@ def test_who_a_process_is_comes_from_torchrun_and_each_comes_to_the_same_answer(
     assert divides(["score", "train.parquet", "-o", "s.parquet"])
     for alone in (["curate", "s.parquet"], ["score", "train.parquet", "-n"], ["score", "--help"], []):
         assert not divides(alone)
-
-
-def scores_of(
-    manifest: Path, run: Path, store: Path, group: Group | None, methods: tuple[str, ...], **spec: Any
-) -> tuple[pa.Table, Heard]:
-    """Scores by a run whose work is divided among the processes of a group."""
-    heard = Heard()
-    session = Session.open(Runtime(store=str(store), batch_size=16), heard)
-    session.group = group
-    opened = open_run(
-        Inputs(str(manifest), checkpoint=str(run), skip_bad=True), GradSpec(methods=methods, **spec), session
-    )
-    return score(opened, session)[0], heard
-
-
-def not_of_time(notes: list[str]) -> list[str]:
-    """Notes but for the engine's: which it is may be told by seconds."""
-    return [note for note in notes if " engine: " not in note]
-
-
-def apart(a: pa.Table, b: pa.Table) -> float:
-    """The largest difference of a score, as a share of the largest score."""
-    assert a.column("id").equals(b.column("id"))
-    columns = [name for name in a.column_names if name.startswith("score")]
-    assert columns
-    pairs = [(a.column(name).to_numpy(), b.column(name).to_numpy()) for name in columns]
-    return max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in pairs)
 
 
 @pytest.mark.parametrize("size", [2, 4])

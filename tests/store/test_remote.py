@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from influence_cli.data.tables import provenance
 from influence_cli.errors import UsageError
@@ -379,8 +380,30 @@ def test_a_run_folder_at_an_address_is_scored_at_and_trained_on_and_is_that_of_a
         env=env,
     )
     assert scores.code == 0, scores.err
-    with mock.patch.dict(os.environ, {"WORLD_SIZE": "2"}), pytest.raises(UsageError, match="several processes"):
-        mirror.run_mirrored(address("SHARED"))
+
+
+def test_several_processes_train_a_run_at_an_address_as_they_do_one_here(
+    here: str, digits: Path, tmp_path: Path
+) -> None:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    trained = (digits, "--model", "mlp:8", "--epochs", 2, "--folds", 2, "-o", address("SHARED"))
+    command = [*launcher, "-m", "influence_cli", "retrain", *trained]
+    ran = run_process(list(map(str, command)), tmp_path, s3_environment(here))
+    assert ran.code == 0, ran.err
+    assert SECRET not in ran.err
+    env = environment(s3_environment(here))
+    alone = call_cli("retrain", *trained[:-1], "ALONE", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    there = fetched(address("SHARED"))
+    names = {str(p.relative_to(tmp_path / "ALONE")) for p, _ in everything_below(tmp_path / "ALONE")}
+    assert {str(p.relative_to(there)) for p, _ in everything_below(there)} == names
+    weights = [load_file(folder / "model.safetensors") for folder in (there, tmp_path / "ALONE")]
+    for name, value in weights[1].items():
+        assert np.allclose(weights[0][name], value, rtol=0, atol=1e-5), name
+    again = call_cli("retrain", *trained, cwd=tmp_path, env=env)  # by one, which finds all of it trained
+    assert again.code == 0, again.err
+    assert "train all rows" not in again.err
+    assert (fetched(address("SHARED")) / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
 
 
 def test_a_run_folder_whose_files_cannot_be_put_is_an_error_and_no_run_is_there(
@@ -439,7 +462,10 @@ def test_an_export_to_an_address_is_the_one_here_or_nothing(
     files = {str(p.relative_to(there)): data for p, data in everything_below(there)}
     assert files == {str(p.relative_to(made)): data for p, data in everything_below(made)}
     taken = call_cli(*asked, address("out"), cwd=tmp_path, env=env)
-    assert (taken.code, "is there already" in taken.err) == (2, True), taken.err
+    assert (taken.code, taken.err.startswith(f"error: --export {address('out')} is there")) == (2, True), taken.err
+    nowhere = call_cli(*asked, "s3://no-such-bucket/out", cwd=tmp_path, env=env)
+    # asked for before anything is decided, and so before anything is said
+    assert (nowhere.code, nowhere.err.startswith("error: there is no such bucket")) == (2, True), nowhere.err
     named = call_cli(*asked, address("rows.csv"), "--export-as", "csv", cwd=tmp_path, env=env)
     assert (named.code, "names images by their path" in named.err) == (2, True), named.err
 

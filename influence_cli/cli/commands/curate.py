@@ -31,11 +31,12 @@ TEST = "TEST.parquet"  # stands for the rows to test on where nothing says which
 def curate(settings: Settings) -> int | None:
     """Trim, relabel or reweight train rows under a budget; or be a gate with --check."""
     from influence_cli.stages.curate.curate import curate as curate_stage
-    from influence_cli.stages.curate.export import prepare_export
+    from influence_cli.stages.curate.export import check_address, prepare_export
 
     result, outputs = settings.make(ResultOptions), settings.make(CurateOutputs)
     result.check_format("curate", outputs.check)
     _check_outputs(result, outputs, settings.values["bins"])
+    check_address(outputs.export)
     if outputs.undo:
         return _undo(settings, result, outputs)
     if result.report:
@@ -48,11 +49,11 @@ def curate(settings: Settings) -> int | None:
     if outputs.gate:
         return _judge(settings, result, outputs, request)
     curated = curate_stage(request)
+    export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     show_edits(curated)
     show_skipped(curated.scores.manifest.left_out)
     if result.report and not result.dry_run:
         _write_report(settings, result, curated, source)
-    export = None if outputs.export is None else prepare_export(curated, settings.make(ExportRequest))
     outside = False
     if not result.dry_run:
         _write_bins(curated)

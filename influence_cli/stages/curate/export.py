@@ -78,6 +78,20 @@ def prepare_export(curated: Curated, request: ExportRequest) -> Export:
     return Export(form, request.path, place, prepare(form, job), address)
 
 
+def check_address(place: str | None) -> None:
+    """Refuse an address that no export can be put at, before any work.
+
+    Raises:
+        UsageError: something is there, or nothing can be put there.
+    """
+    if place is None or not is_remote(place):
+        return
+    address = place.rstrip("/")
+    check_folder(address)
+    if names_below(address):
+        raise UsageError(f"--export {address} is there already", fix="give a new place: nothing is overwritten")
+
+
 def _place_here(named: str, origin: Origin | None, folder: Path) -> Path:
     """Where an export on this machine is written.
 
@@ -102,9 +116,7 @@ def _place_of_copy(address: str, form: str, pixels: bool, prefix: str | None) ->
     if pixels and not FORMS[form].holds_images and not (form == "label-studio" and prefix):
         what = f"{form} names images by their path from where it lies, and at an address nothing lies beside it"
         raise UsageError(what, where=address, fix="pass --export-as folder, huggingface or npz")
-    check_folder(address)
-    if names_below(address):
-        raise UsageError(f"--export {address} is there already", fix="give a new place: nothing is overwritten")
+    check_address(address)
     return Path(tempfile.mkdtemp(prefix="export-", dir=folder_of_copies())) / address.rpartition("/")[2]
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_cli.processes.messages import may_be_sent
 from influence_cli.stages.grads.attacked_texts import text_inputs
-from influence_cli.stages.grads.attacking import made
+from influence_cli.stages.grads.attacking import make
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from influence_cli.data.manifest import Payload
+    from influence_cli.data.manifest import Payload, Rows
     from influence_cli.engines.direction import Attacked
 
 
@@ -45,12 +46,10 @@ def _inputs(
     from influence_cli.engines.attacked import attacked_input
 
     spec, _ = require_model(run)
-    folder = session.attacks(run, name)
     keys = run.target.row_keys
-    lacking = folder.missing(keys)
-    for rows, moved in made(run, session, name, model, payloads, [int(k) for k in unique(keys) if lacking[k]]):
-        folder.write(rows.row_keys, {"input": moved.numpy(), "payload_keys": rows.payload_keys})
-    stored = folder.read(keys)["input"]
+    lacking = session.attacks(run, name).missing(keys)
+    make(run, session, name, model, payloads, [int(k) for k in unique(keys) if lacking[k]], _store)
+    stored = session.attacks(run, name).read(keys)["input"]
     place = {row: k for k, row in enumerate(run.target.index.tolist())}
 
     def inputs(rows: NDArray[np.int64]) -> Tensor:
@@ -60,6 +59,12 @@ def _inputs(
         return attacked_input(torch.from_numpy(chosen), spec)
 
     return inputs, _digest(keys, stored)
+
+
+@may_be_sent
+def _store(run: Run, session: Session, name: str, rows: Rows, moved: Tensor) -> None:
+    """Keep rows as they were attacked."""
+    session.attacks(run, name).write(rows.row_keys, {"input": moved.numpy(), "payload_keys": rows.payload_keys})
 
 
 def _how(run: Run, name: str) -> dict[str, Any]:

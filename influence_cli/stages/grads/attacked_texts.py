@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_cli.stages.grads.attacking import made
+from influence_cli.processes.messages import may_be_sent
+from influence_cli.stages.grads.attacking import make
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.store.keys import KEY_BYTES
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from influence_cli.data.manifest import Payload
+    from influence_cli.data.manifest import Payload, Rows
     from influence_cli.engines.direction import Attacked
 
 
@@ -33,21 +34,16 @@ def text_inputs(
     from influence_cli.model.named_tensors import from_arrays
 
     spec, _ = require_model(run)
-    folder, kind = session.attacks(run, name), spec.payload_kind
+    kind = spec.payload_kind
     keys, manifest = run.target.row_keys, run.target.manifest
     decoded: dict[int, Any] = {row: manifest.decoded(row, payloads[row], spec) for row in run.target.index.tolist()}
     lengths = {row: int(value[MASK].sum()) for row, value in decoded.items()}
     tokens = [_token_keys(key, lengths[row]) for key, row in zip(keys, run.target.index.tolist(), strict=True)]
     cuts = np.cumsum([len(some) for some in tokens])[:-1]
-    lacking = np.split(folder.missing(np.concatenate(tokens)), cuts)
+    lacking = np.split(session.attacks(run, name).missing(np.concatenate(tokens)), cuts)
     missing = [int(k) for k in unique(keys) if lacking[k].any()]
-    for rows, moved in made(run, session, name, model, payloads, missing):
-        counts = [lengths[row] for row in rows.index.tolist()]
-        values = [change[:count].numpy() for change, count in zip(moved.tensors[CHANGE], counts, strict=True)]
-        ours = np.concatenate([_token_keys(key, count) for key, count in zip(rows.row_keys, counts, strict=True)])
-        whose = np.repeat(rows.payload_keys, counts, axis=0)
-        folder.write(ours, {"input": np.concatenate(values), "payload_keys": whose})
-    stored = folder.read(np.concatenate(tokens))["input"]
+    make(run, session, name, model, payloads, missing, _store)
+    stored = session.attacks(run, name).read(np.concatenate(tokens))["input"]
     changes = dict(zip(decoded, np.split(stored, cuts), strict=True))
 
     def inputs(rows: NDArray[np.int64]) -> Tensor:
@@ -61,6 +57,18 @@ def text_inputs(
     for k in key_order(keys):
         digest.update(keys[k].tobytes() + changes[int(run.target.index[k])].tobytes())
     return inputs, digest.hexdigest()
+
+
+@may_be_sent
+def _store(run: Run, session: Session, name: str, rows: Rows, moved: Any) -> None:
+    """Keep how the embeddings of rows' tokens were changed."""
+    from influence_cli.data.kinds.text import CHANGE, MASK
+
+    counts = [int(count) for count in moved.tensors[MASK].sum(1)]
+    values = [change[:count].numpy() for change, count in zip(moved.tensors[CHANGE], counts, strict=True)]
+    ours = np.concatenate([_token_keys(key, count) for key, count in zip(rows.row_keys, counts, strict=True)])
+    whose = np.repeat(rows.payload_keys, counts, axis=0)
+    session.attacks(run, name).write(ours, {"input": np.concatenate(values), "payload_keys": whose})
 
 
 def _token_keys(key: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -96,8 +96,14 @@ class Models:
             told = self.session.listener if first else SILENT
             from influence_cli.model.parameters import classifier_of
 
-            load = load_headless if self.run.headless else load_model
-            model = load(require_model(self.run)[0], checkpoint, dtype, told)
+            spec, (of, built) = require_model(self.run)[0], self.session.built or (None, None)
+            self.session.built = None
+            if self.run.headless:
+                model = load_headless(spec, checkpoint, dtype, told)
+            else:
+                model = load_model(
+                    spec, checkpoint, dtype, told, built=built if of == spec and spec.task is None else None
+                )
             if first:
                 note_frozen(self.session, model)
                 if self.run.spec.params == "last":

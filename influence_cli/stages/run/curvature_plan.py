@@ -161,7 +161,10 @@ def refuse_no_parameters(run: Run, session: Session) -> None:
 
 
 def parameter_count(run: Run, session: Session, params: str | None = None) -> int:
-    """Number of parameters that are selected (by the run); remembered, since counting them needs the model built."""
+    """Number of parameters that are selected (by the run); remembered, since counting them needs the model built.
+
+    A model that is built for it is kept, for the weights of the checkpoint.
+    """
     (spec, _), params = require_model(run), params or run.spec.params
     note = fingerprint("parameters", 2, model=spec.as_dict(), params=params)
     known = session.store.read_model_note(note)
@@ -169,9 +172,9 @@ def parameter_count(run: Run, session: Session, params: str | None = None) -> in
         from influence_cli.model.build import build_model
         from influence_cli.model.parameters import select_parameters
 
-        known = {
-            "parameters": sum(p.numel() for p in select_parameters(build_model(spec, values=False), params).values())
-        }
+        model = build_model(spec, values=False)
+        session.built = spec, model
+        known = {"parameters": sum(p.numel() for p in select_parameters(model, params).values())}
         session.store.write_model_note(note, known)
     return int(known["parameters"])
 

@@ -28,7 +28,7 @@ from influence_cli.store.shards import ShardFolder
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from influence_cli.curvature.head import HeadInputs
     from influence_cli.data.manifest import Payload
@@ -85,6 +85,7 @@ class Session:
     listener: Listener = SILENT
     decoded: DecodedByKey | None = None  # decoded rows, while several passes need them
     head_inputs: tuple[str, HeadInputs] | None = None  # what a pass kept, and whose it is (``names.before_head``)
+    built: tuple[ModelSpec, nn.Module] | None = None  # a model without values, and of which spec; who fills it takes it
     few: Tensor | None = None  # decoded rows from all over the data, on which a point's derivatives are checked
     group: Group | None = None  # the processes that it can be divided among
     sharing: bool = False  # whether they are at work in what is done now
