@@ -33,6 +33,7 @@ from typing import Any
 FEATURES, TARGETS, TRAINED, SHARE = 16, 2000, 5000, 0.02
 SCORE = ("--target", "target.parquet", "--checkpoint", "RUN", "--method", "ip")
 AROUND = {100_000: (50_000, 150_000), 1_000_000: (600_000, 1_200_000)}  # rows between which their rate is measured
+FEW = 500_000  # rows of which each stage takes some seconds at most
 FOUR = ("manifest", "grads", "score, warm", "curate")  # a pipeline, each stage once
 ENDS = 10  # appends at either end of which medians are compared
 
@@ -170,9 +171,9 @@ def marginal(folder: Path, kind: str, repeats: int) -> Iterator[str]:
     """Rows a CPU second, start of Python taken out, at each number of rows of ``AROUND``, and their ratio."""
     suffix = prepared(folder, kind)
     least: dict[int, dict[str, float]] = {}
-    for turn in range(repeats):
+    for _ in range(repeats):
         for few, many in AROUND.values():
-            for rows in (few, many) * (1 if turn or many > 500_000 else 2):
+            for rows in (few, many) * (1 if many > FEW else 3):  # a second of work takes more runs to be known
                 for store in ("store", "cold"):
                     shutil.rmtree(folder / f"rows{rows}-{store}", ignore_errors=True)
                 took = {stage: ran.cpu for stage, ran in stages(folder, kind, suffix, rows, 1).items()}
