@@ -78,7 +78,8 @@ class DirectionJob(RunJob):
     def of_run(self, group: Group, run: Run, session: Session, at: MemberModel) -> Any:
         """The sums of all, of which the leader returns what was measured."""
         if group.rank == 0:
-            return self.measured(*self.here[3:], group)
+            passing, wanted = self.here[3:]
+            return self.measured(passing, wanted, group)
         payloads = dict(run.target.manifest.payloads(run.target.index))
         self.measured(_target_pass(run, session, at, payloads), self.wanted(run, session, at, payloads), group)
         return None
