@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from influence_cli.maths.corrected_probe import FLOOR, CorrectedProbe, Rows
 from influence_cli.maths.labels import softmax
+from influence_cli.maths.linear_probe import STRENGTHS, Examples, indicators, likeliest_scale, out_of_fold
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,7 +44,7 @@ class Averaged:
 class Labelled:
     """Features [n, d] and labels [n] of rows, and their fold [n] in each deal."""
 
-    x: Floats
+    x: NDArray[np.floating]
     y: Ints
     folds: Sequence[Ints]
 
@@ -71,6 +72,37 @@ def averaged(
         logs.append(np.log(p + FLOOR))
         of_target.append(np.log(held + FLOOR))
     return Averaged(softmax(np.mean(logs, axis=0)), softmax(np.mean(of_target, axis=0)), cleaner)
+
+
+def of_given_labels(
+    rows: Labelled,
+    target: Labelled,
+    worth: float,
+    classes: int,
+    folds: int,
+    done: Callable[[int], None] = lambda _: None,
+) -> Floats:
+    """R [n, C], how likely a row is given each label: a linear probe on features as they are, out of fold, by deals.
+
+    R is the geometric mean over the deals of softmax(beta z), with z by ``linear_probe.out_of_fold`` and the beta of
+    greatest likelihood of the rows' labels, which all of them decide together.  Target rows (none is fine) are fitted
+    on beside the rows, each ``worth`` so many.  The ridge strength of later deals is the middle one of the first
+    deal's folds.  Nothing in it asks which labels are wrong.
+
+    >>> rows = Labelled(np.array([[-1.0], [1.0]] * 6), np.array([0, 1] * 6), [np.arange(12) % 3])
+    >>> none = Labelled(rows.x[:0], rows.y[:0], [rows.y[:0]])
+    >>> r = of_given_labels(rows, none, 1.0, 2, 3)
+    >>> r.argmax(axis=1)[:4].tolist(), r.sum(axis=1)[:2].round(6).tolist()
+    ([0, 1, 0, 1], [1.0, 1.0])
+    """
+    n, strengths, logs = len(rows.y), STRENGTHS, list[Floats]()
+    x, y = np.concatenate([rows.x, target.x]), np.concatenate([rows.y, target.y])
+    examples = Examples(x, indicators(y, classes), np.repeat([1.0, worth], [n, len(target.y)]))
+    for own, theirs in zip(rows.folds, target.folds, strict=True):
+        given, chosen = out_of_fold(examples, np.concatenate([own, theirs]), folds, strengths, done)
+        strengths, z = (sorted(chosen)[len(chosen) // 2],), given[:n]
+        logs.append(np.log(softmax(likeliest_scale(z, rows.y, np.ones(n)) * z) + FLOOR))
+    return softmax(np.mean(logs, axis=0))
 
 
 def looks_cleaner(p: Floats, labels: Ints, of_target: Floats, target_labels: Ints) -> bool:

@@ -1,6 +1,6 @@
 """Auto: how sure it is that a label is right, as far as features tell and target rows help; ranking only.
 
-    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2 + v_i
+    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2 + log-odds of R_i(y_i) + v_i
 
 P_i are class probabilities by a probe and neighbours on penultimate features, learned from labels that may be wrong and
 from target rows, without any label of row i's fold; Q_i weighs them by which labels are mistaken for which
@@ -8,6 +8,11 @@ from target rows, without any label of row i's fold; Q_i weighs them by which la
 of what it gives for two deals of the folds (``maths.averaged_probe``).  It needs one forward pass of the features, two
 with ``--features-size 224,128``, and a fit; another model's features are better where its own has learned its wrong
 labels: ``--features``.
+
+R_i is how likely the row is given each label, mistakes included, by a linear probe on the features as they are (where
+they are more than ``WIDEST_LINEAR``, on those of the kernel), fitted on the given labels of other folds and on target
+rows (``averaged_probe.of_given_labels``).  Much as ``probe`` it is the better judge where few labels are wrong and rows
+are many; elsewhere it is a second opinion of another kind.
 
 v_i is what the scored model says itself, at its end and, where training noted its rows at every epoch, on its way; it
 counts as far as the model has not learned its labels by heart (``maths.own_view``).  It is 0 where ``--features`` names
@@ -38,8 +43,8 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, SEVERAL
 from influence_cli.errors import UsageError
-from influence_cli.maths.averaged_probe import Averaged, Labelled, averaged
-from influence_cli.maths.corrected_probe import FLOOR
+from influence_cli.maths.averaged_probe import Averaged, Labelled, averaged, of_given_labels
+from influence_cli.maths.corrected_probe import FLOOR, target_weight
 from influence_cli.maths.epochs import mean_over_epochs
 from influence_cli.maths.kernel_features import LANDMARKS, kernel_features
 from influence_cli.maths.labels import softmax
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
 NAME = "auto"
 UTILITY = "utility"
 PAIRS = 20
+WIDEST_LINEAR = 4096  # features that are taken as they are: a matrix of them squared is held for each fold
 FEW_TARGET = 20  # distinct target rows below which they say next to nothing
 Ints = NDArray[np.int64]
 
@@ -128,15 +134,21 @@ class Auto(Method):
         own, theirs = kernel_features(features[known], of_target, _landmarks(rows.payload_keys[known]))
         fit = Labelled(own, rows.labels[known], [fold[known] for fold in self._dealt(rows, known)])
         held = Labelled(theirs, target.labels, self._dealt(target, np.ones(len(target), dtype=bool)))
-        with stored.progress("auto: folds", len(fit.y) * self.deals) as progress:
+        plain = (fit, held) if features.shape[1] > WIDEST_LINEAR else (
+            replace(fit, x=features[known]), replace(held, x=of_target.astype(features.dtype))
+        )  # fmt: skip
+        with stored.progress("auto: folds", (2 * len(fit.y) + len(held.y)) * self.deals) as progress:
             found = averaged(fit, held, classes, self.folds, self.neighbours, progress.advance)
+            worth = target_weight(len(fit.y), len(held.y)) if found.cleaner else 1.0
+            given = of_given_labels(*plain, worth, classes, self.folds, progress.advance)
         sure = found.cleaner and stored.own_logits() is None  # features of the model itself hide what it has learned
         wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, sure)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
         logits[known] = np.log(found.p + FLOOR)
         facts = {**_facts(found, fit.y, held.y, wrong), **left_out}
         own, more = _own_view(stored, rows, known, facts["agrees"])
-        out_of_fold = (_log_odds(found.p[np.arange(len(fit.y)), fit.y]) + _log_odds(1.0 - wrong.each)) / 2.0
+        at_label = np.arange(len(fit.y)), fit.y
+        out_of_fold = (_log_odds(found.p[at_label]) + _log_odds(1.0 - wrong.each)) / 2.0 + _log_odds(given[at_label])
         values[known] = out_of_fold + own[known]
         return [Scores(values, facts={**facts, **more}, logits=logits)]
 

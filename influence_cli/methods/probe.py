@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
-from influence_cli.maths.linear_probe import Examples, added, predicted, scaled, squared_errors, sums
-from influence_cli.methods.protocol import Floats, Scores
+from influence_cli.maths.linear_probe import Examples, out_of_fold
+from influence_cli.methods.protocol import Scores
 from influence_cli.methods.shapes.by_probe import ByProbe, refuse_wide, targets_of
 
 if TYPE_CHECKING:
@@ -50,26 +49,8 @@ class Probe(ByProbe):
         fold = np.where(known, dealt(rows, fitted, self.folds, self.seed, "--set probe.folds="), -1)
         classes = class_count(rows.manifest.classes, rows.labels) if loss.by_class else 0
         examples = Examples(features, targets_of(rows.labels, loss, classes), np.where(fitted, weights, 0.0))
-        given, chosen = self._out_of_fold(examples, fold, stored)
+        with stored.progress("probe: folds", int((fold >= 0).sum())) as progress:
+            given, chosen = out_of_fold(examples, fold, self.folds, self.strengths, progress.advance)
         facts = {"rows": int(known.sum()), "strengths": chosen}
         held_out = (given, rows.labels, examples.weights)
         return [self.judged(given, rows.labels, loss, held_out, examples.targets[fitted].sum(axis=0), facts)]
-
-    def _out_of_fold(
-        self, examples: Examples, fold: NDArray[np.int64], stored: Stored
-    ) -> tuple[Floats, list[float]]:  # fmt: skip
-        """What the probe of its fold gives for each row [n, m], NaN in fold -1; and the strength of each fold."""
-        own = [np.flatnonzero(fold == k) for k in range(self.folds)]
-        scale, given = scaled(examples.features[fold >= 0]), np.full(examples.targets.shape, np.nan)
-        chosen = list[float]()
-        with stored.progress("probe: folds", sum(map(len, own))) as progress:
-            parts = [sums(examples.at(rows), scale) for rows in own]
-            for k, rows in enumerate(own):
-                following = (k + 1) % self.folds
-                others = [part for j, part in enumerate(parts) if j not in (k, following)]
-                errors = squared_errors(examples.at(own[following]), added(others), scale, self.strengths)
-                chosen.append(self.strengths[int(np.argmin(errors))])
-                probe = added([*others, parts[following]]).solved(chosen[-1])
-                given[rows] = predicted(examples.features[rows], [probe], scale)[0]
-                progress.advance(len(rows))
-        return given, chosen

