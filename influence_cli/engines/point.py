@@ -24,6 +24,7 @@ from influence_cli.engines.dual.folding import folds
 from influence_cli.engines.dual.packed import available
 from influence_cli.engines.freed_memory import keep_freed_memory
 from influence_cli.errors import ModelError
+from influence_cli.maths.few_pixels import where_it_helps
 from influence_cli.maths.forward_mode import FORWARD_MODE
 from influence_cli.maths.hashed_draws import drop
 from influence_cli.model.dropout import Dropout
@@ -150,6 +151,7 @@ class Point:
         self.device, self.dtype = device, DTYPES[precision]
         self.model = in_precision(model.to(device=device), self.dtype)
         self.recurrent = is_recurrent(model)
+        self._convolved = where_it_helps(self.model)
         self.selected = select_parameters(self.model, params) if selected is None else selected
         self.few: Tensor | None = None  # inputs of rows from all over the data, on which whatever is tried is checked
         self.fallback: str | None = None  # why directions do not share a pass, where they do not
@@ -187,7 +189,8 @@ class Point:
         Raises:
             ModelError: the output is not [n, C].
         """
-        out = functional_call(self.model, self.selected if selected is None else selected, (as_argument(x),))
+        with self._convolved():
+            out = functional_call(self.model, self.selected if selected is None else selected, (as_argument(x),))
         return as_logits(out, len(x))
 
     def outputs(self, x: Tensor, directions: list[dict[str, Tensor]]) -> tuple[Tensor, list[Tensor]]:

@@ -27,6 +27,7 @@ class Solved:
     residuals: Floats  # [k]: |b - A x| / |b|, from its definition wherever the solve ended by itself
     iterations: NDArray[np.int64]  # [k]
     negative: Floats  # [k]: p.Ap / p.p where it was not positive and the solve stopped; NaN elsewhere
+    course: Floats  # [m]: the largest of the residuals after every ``RECOMPUTE`` iterations
 
 
 def conjugate_gradients(
@@ -50,12 +51,13 @@ def conjugate_gradients(
     ([1.0, 2.0], [2])
     """
     size = norms(b)
-    s: State = interim.load() or _start(b, size, inverse)
+    kept = interim.load()
+    s: State = _start(b, size, inverse) if kept is None else {"course": np.empty(0), **kept}  # older ones had none
     divisor = np.where(size > 0, size, 1.0)
     while True:
         going = (s["residuals"] > tolerance) & np.isnan(s["negative"]) & (s["iterations"] < most)
         if not going.any():
-            return Solved(s["x"], s["residuals"], s["iterations"], s["negative"])
+            return Solved(s["x"], s["residuals"], s["iterations"], s["negative"], s["course"])
         s = {name: array.copy() for name, array in s.items()}  # what was offered stays as it is
         on = np.flatnonzero(going)
         p = s["p"][:, on]
@@ -66,6 +68,8 @@ def conjugate_gradients(
         on, p, ap, curvature = on[good], p[:, good], ap[:, good], curvature[good]
         if len(on):
             _step(product, b, s, on, (p, ap, curvature), divisor, tolerance, most, inverse)
+            if s["iterations"].max() % RECOMPUTE == 0:
+                s["course"] = np.append(s["course"], s["residuals"].max())
         interim.offer(lambda s=s: s)
 
 
@@ -79,6 +83,7 @@ def _start(b: Floats, size: Floats, inverse: Product | None) -> State:
         "residuals": (size > 0).astype(np.float64),
         "iterations": np.zeros(b.shape[1], dtype=np.int64),
         "negative": np.full(b.shape[1], np.nan),
+        "course": np.empty(0),
         **({} if inverse is None else {"rz": dots(b, p)}),
     }
 

@@ -73,7 +73,7 @@ class CG(WithEKFAC):
         return replace(super().costs(rows, parameters), solve_passes=most + most // RECOMPUTE + 1)
 
     def precondition(self, q: Columns, curvature: Curvature) -> tuple[Columns, Facts]:
-        """A^-1 q, with the largest residual and the most iterations over the columns.
+        """A^-1 q, with the largest residual, at the end and on the way, and the most iterations over the columns.
 
         Raises:
             ModelError: A is not positive definite, or the solve went nowhere.
@@ -99,6 +99,8 @@ class CG(WithEKFAC):
             "residual": worst,
             "tolerance": tolerance,
             "iterations": int(solved.iterations.max()),
+            "residual_every": RECOMPUTE,
+            "residual_course": [float(f"{r:.4g}") for r in solved.course],
             "converged": bool((solved.residuals <= tolerance).all()),
             **({} if m is None else {"preconditioner": self.preconditioner}),
         }

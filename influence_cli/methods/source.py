@@ -42,7 +42,7 @@ from influence_cli.settings import resolved, setting
 if TYPE_CHECKING:
     from influence_cli.curvature.curvature import Curvature
     from influence_cli.maths.kronecker import KroneckerInverse
-    from influence_cli.model.checkpoints import Trajectory
+    from influence_cli.model.checkpoints import Recorded, Trajectory
 
 EPS, BETA2 = 1e-8, 0.999  # of torch's AdamW, as `retrain` uses it
 
@@ -111,7 +111,7 @@ class Source(EKFAC):
         Raises:
             UsageError: they are fewer than the segments.
         """
-        kept = trajectory.kept("source")
+        kept = _kept(trajectory)
         if len(kept) < self.segments:
             raise UsageError(
                 f"source has {self.segments} segments, and {len(kept)} checkpoints were kept",
@@ -139,7 +139,7 @@ class Source(EKFAC):
         Raises:
             UsageError: no checkpoints were kept, it is not said how they were trained, or it was not by SGD.
         """
-        recipe, kept = trajectory.recipe("source"), trajectory.kept("source")
+        kept, recipe = _kept(trajectory), trajectory.recipe("source")
         if recipe.optimizer not in ("sgd", "adamw"):
             raise UsageError(
                 f"source follows the steps of SGD and AdamW, and the checkpoint was trained by {recipe.optimizer}",
@@ -169,8 +169,7 @@ class Source(EKFAC):
         except UsageError as error:
             fix = f"{error.fix}; or train with --optimizer sgd"
             raise UsageError(f"{error.what} (it was adamw's)", where=error.where, fix=fix) from error
-        kept = trajectory.kept("source")
-        return [_sizes_of(state, k.step) for state, k in zip(states, kept, strict=True)]
+        return [_sizes_of(state, k.step) for state, k in zip(states, _kept(trajectory), strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """With the segments."""
@@ -263,6 +262,12 @@ class Source(EKFAC):
             groups.append(ordered[:size])
             ordered = ordered[size:]
         return groups
+
+
+def _kept(trajectory: Trajectory) -> tuple[Recorded, ...]:
+    """The kept checkpoints.  Raises UsageError: there are none; names at once all that is to be kept for source."""
+    by_adam = trajectory.record is not None and trajectory.record.recipe.get("optimizer") == "adamw"
+    return trajectory.kept("source", f"--keep-checkpoints 6{' --record moments' if by_adam else ''}")
 
 
 def _sizes_of(state: Mapping[str, Any], step: int) -> dict[str, tuple[float, float]]:

@@ -228,12 +228,11 @@ class Trajectory:
         last = next((n for n, k in enumerate(found) if k.checkpoint.digest == self.final.digest), len(found))
         return tuple(found[: last + 1])
 
-    def kept(self, method: str) -> tuple[Recorded, ...]:
-        """The same for a method that needs them.  Raises UsageError: there are none."""
+    def kept(self, method: str, flags: str = "--keep-checkpoints 5") -> tuple[Recorded, ...]:
+        """The same for a method that needs them.  Raises UsageError: there are none; names the flags that keep them."""
         if not self.recorded:
             what = f"{method} needs checkpoints that were kept during training, and there are none"
-            fix = _train_with("--keep-checkpoints 5")
-            raise UsageError(what, where=self.final.locator, fix=fix)
+            raise UsageError(what, where=self.final.locator, fix=_train_with(flags))
         return self.recorded
 
     def travelled(self, method: str) -> list[float]:

@@ -124,8 +124,8 @@ def test_t56_values_of_an_epoch_are_exact_wherever_shards_end() -> None:
             p = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
             others = np.delete(row, y[k])
             assert whole["margin"][epoch, n] == pytest.approx(row[y[k]] - others.max(), rel=1e-7)
-            assert whole["loss"][epoch, n] == pytest.approx(-math.log(p[y[k]]), rel=1e-6, abs=1e-7)
-            assert whole["error"][epoch, n] == pytest.approx(np.linalg.norm(p - np.eye(4)[y[k]]), rel=1e-6)
+            assert whole["loss"][epoch, n] == pytest.approx(-math.log(p[y[k]]), rel=1e-7)
+            assert whole["error"][epoch, n] == pytest.approx(np.linalg.norm(p - np.eye(4)[y[k]]), rel=1e-7)
 
 
 def test_a_loss_of_the_users_own_has_its_probability_beside_it() -> None:
@@ -138,8 +138,8 @@ def test_a_loss_of_the_users_own_has_its_probability_beside_it() -> None:
     seen.epoch()
     seen.flush()
     p = z.double().softmax(1)[torch.arange(6), torch.from_numpy(y)].numpy()
-    np.testing.assert_allclose(written[0]["probability"][0], p, rtol=1e-6)
-    np.testing.assert_allclose(written[0]["loss"][0], -3.0 * np.log(p), rtol=1e-6)
+    np.testing.assert_allclose(written[0]["probability"][0], p, rtol=1e-7)
+    np.testing.assert_allclose(written[0]["loss"][0], -3.0 * np.log(p), rtol=1e-6)  # torch's own, in float32
 
 
 def test_statistics_over_epochs_are_numpys() -> None:

@@ -17,7 +17,7 @@ from influence_cli.model.losses.protocol import RowLoss
 
 LOGITS_HELD = 4_000_000  # on a device before they are measured: one measurement of many batches costs what one does
 IN_MEMORY = 1 << 19  # the same in memory: beginning to measure, in the midst of training, costs what 5,000 rows do
-AT_ONCE = 1 << 14  # of these so many at a time, which a processor's cache holds
+AT_ONCE = 1 << 16  # of these so many at a time, which a processor's cache holds
 SHARD_BYTES = 8_000_000  # of values before they are written: an epoch of many rows, many epochs of a few
 Values = dict[str, NDArray[np.float32]]  # by name [epochs, rows]
 
@@ -32,7 +32,9 @@ class EpochValues:
     error        |softmax(z) - e_y|_2 (Paul et al., arXiv:2107.07075)
     probability  softmax(z)_y, where that is not exp(-loss)
 
-    all in float32.  A loss whose labels are no classes has its loss alone.  Where an epoch passes over a row it is NaN.
+    kept in float32.  What is taken of the logits is computed in float64, so that it is off by one rounding of float32,
+    whatever cancels on the way.  A loss whose labels are no classes has its loss alone.  Where an epoch passes over a
+    row it is NaN.
     """
 
     def __init__(
@@ -99,12 +101,13 @@ class EpochValues:
         given = [part for part in losses if part is not None]
         found = [torch.cat(given).float()] if given else []
         if self.loss.by_class:
-            z = torch.cat(list(logits)).float()
+            z = torch.cat(list(logits))
+            z = z.cpu() if z.device.type == "mps" else z  # mps has no float64
             y = torch.from_numpy(self.labels[rows]).to(z.device)
             step = max(1, AT_ONCE // z.shape[1]) if z.is_cpu else len(z)
-            parts = [torch.stack(of_classes(*some)) for some in zip(z.split(step), y.split(step), strict=True)]
-            loss, *others = torch.cat(parts, dim=1)
-            found = [*(found or [loss]), *others][: len(self.names)]
+            pairs = zip(z.split(step), y.split(step), strict=True)
+            loss, *others = torch.cat([torch.stack(of_classes(*some)).float() for some in pairs], dim=1)
+            found = [*(part.to(loss.device) for part in found or [loss]), *others][: len(self.names)]
         return torch.stack(found).cpu().numpy()
 
     def _make_room(self, epochs: int) -> None:
@@ -116,18 +119,20 @@ class EpochValues:
 
 
 def of_classes(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy, margin, error and probability [n] of logits z [n, C] and labels y [n].
+    """Cross-entropy, margin, error and probability [n] in float64 of logits z [n, C] and labels y [n].
 
     >>> [round(float(v), 4) for v in of_classes(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))]
     [0.6931, 0.0, 0.7071, 0.5]
     """
-    z, y = z.t().contiguous(), y[None]  # sums over the first axis are the faster ones where there are few classes
-    own = z.gather(0, y)[0]
-    others = z.scatter(0, y, -torch.inf)
-    best = others.amax(0)
+    # classes first: sums over the first axis are the faster ones where there are few
+    rest, y = torch.empty(z.shape[::-1], dtype=torch.float64, device=z.device).copy_(z.t()), y[None]
+    own = rest.gather(0, y)[0]
+    best = rest.scatter_(0, y, -torch.inf).amax(0)
     most = torch.maximum(best, own)
-    rest, own_part = (others - most).exp_(), (own - most).exp_()
-    total = rest.sum(0)
-    loss = torch.where(own >= best, total.log1p(), (most - own) + (total + own_part).log())
-    error = (rest.square().sum(0) + total.square()).sqrt() / (total + own_part)  # 1 - p_y is the sum of the others
-    return loss, own - best, error, own_part / (total + own_part)
+    rest.sub_(most).exp_()  # in place from here on: a copy costs as much as the sum
+    own_part = (own - most).exp_()
+    others = rest.sum(0)
+    total = others + own_part
+    loss = torch.where(own >= best, others.log1p(), (most - own) + total.log())
+    error = (rest.square_().sum(0) + others.square()).sqrt_() / total  # 1 - p_y is the sum of the others
+    return loss, own - best, error, own_part / total

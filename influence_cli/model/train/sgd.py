@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.errors import ModelError
+from influence_cli.maths.few_pixels import where_it_helps
 from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.named_tensors import as_argument
@@ -109,7 +110,7 @@ def train(
         steps = train_convex(model, data, recipe)
         on_epoch(0, steps, recipe.peak_lr)
         return steps
-    keep, row_loss = np.flatnonzero(data.weights > 0), loss_of(data.spec)
+    keep, row_loss, few_pixels = np.flatnonzero(data.weights > 0), loss_of(data.spec), where_it_helps(model)
     model.to(device).train()
     among = _among(group, model, data, keep[:2], device)
     network = model if among is None else among.model
@@ -123,7 +124,7 @@ def train(
         for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among):
             rate = recipe.rate(step, steps)
             _set_rate(optimizer, rate)
-            with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            with few_pixels(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                 logits = network(as_argument(to_input(values.to(device), data.spec, torch.float32)))
             y, w = y.to(device), w.to(device)
             losses = row_loss.rows(logits.float() if mixed else logits, y)
@@ -199,7 +200,7 @@ def predict(model: nn.Module, data: Examples, device: torch.device) -> NDArray[n
     model.to(device).eval()
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     places, out = list(data.batches(PREDICTED_ROWS, tokens)), list[NDArray[np.float64]]()
-    with torch.no_grad():
+    with torch.no_grad(), where_it_helps(model)():
         for at in places:
             values = to_input(data.at(at).to(device), data.spec, dtype)
             out.append(model(as_argument(values)).double().cpu().numpy())
