@@ -1,6 +1,6 @@
 """Auto: how sure it is that a label is right, as far as features tell and target rows help; ranking only.
 
-    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2 + log-odds of R_i(y_i) + v_i
+    s_i = (log-odds of P_i(y_i) + log-odds of Q_i(y_i)) / 2 + w (log-odds of R_i(y_i) + v_i)
 
 P_i are class probabilities by a probe and neighbours on penultimate features, learned from labels that may be wrong and
 from target rows, without any label of row i's fold; Q_i weighs them by which labels are mistaken for which
@@ -14,9 +14,9 @@ they are more than ``WIDEST_LINEAR``, on those of the kernel), fitted on the giv
 rows (``averaged_probe.of_given_labels``).  Much as ``probe`` it is the better judge where few labels are wrong and rows
 are many; elsewhere it is a second opinion of another kind.
 
-v_i is what the scored model says itself, at its end and, where training noted its rows at every epoch, on its way; it
-counts as far as the model has not learned its labels by heart (``maths.own_view``).  It is 0 where ``--features`` names
-another model.
+v_i is what the scored model says itself, at its end and, where training noted its rows at every epoch, on its way.  Its
+features know labels that it has learned by heart, and so do its probabilities: w is less the more of them it has
+learned (``maths.own_view``).  Where ``--features`` names another model v_i is 0 and w is 1.
 
 This is for utility, where rows do harm by a wrong label.  For all else auto is a method that estimates what a row does
 to the objective (``chosen``): for other objectives and for language models ``ekfac`` with ``--params last``, whose
@@ -25,9 +25,10 @@ few or many, or the model has no features, and where scores of pairs of rows are
 
 Labels of target rows are taken to be right, in both deals where they look cleaner than those of train rows, else in one
 of two; the number of wrong labels is then that beyond their own, and its interval reaches up to what probabilities
-alone come to.  Target rows that are train rows too are left out, and so are those of
-classes that no train row has, which labels of train rows cannot foretell.  Weights of rows change nothing.  Columns
-``other_label`` and ``other_probability`` of the table are those of P.
+alone come to.  Where features of the model itself foretell train labels better than those of target rows, it reaches up
+to all rows, since nothing tells how many such features hide.  Target rows that are train rows too are left out, and so
+are those of classes that no train row has, which labels of train rows cannot foretell.  Weights of rows change nothing.
+Columns ``other_label`` and ``other_probability`` of the table are those of P.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ NAME = "auto"
 UTILITY = "utility"
 PAIRS = 20
 WIDEST_LINEAR = 4096  # features that are taken as they are: a matrix of them squared is held for each fold
+LEAK = 3.0  # standard errors
 FEW_TARGET = 20  # distinct target rows below which they say next to nothing
 Ints = NDArray[np.int64]
 
@@ -134,22 +136,24 @@ class Auto(Method):
         own, theirs = kernel_features(features[known], of_target, _landmarks(rows.payload_keys[known]))
         fit = Labelled(own, rows.labels[known], [fold[known] for fold in self._dealt(rows, known)])
         held = Labelled(theirs, target.labels, self._dealt(target, np.ones(len(target), dtype=bool)))
-        plain = (fit, held) if features.shape[1] > WIDEST_LINEAR else (
-            replace(fit, x=features[known]), replace(held, x=of_target.astype(features.dtype))
-        )  # fmt: skip
-        with stored.progress("auto: folds", (2 * len(fit.y) + len(held.y)) * self.deals) as progress:
+        with stored.progress("auto: folds", len(fit.y) * self.deals) as progress:
             found = averaged(fit, held, classes, self.folds, self.neighbours, progress.advance)
-            worth = target_weight(len(fit.y), len(held.y)) if found.cleaner else 1.0
-            given = of_given_labels(*plain, worth, classes, self.folds, progress.advance)
         sure = found.cleaner and stored.own_logits() is None  # features of the model itself hide what it has learned
         wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, sure)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
-        logits[known] = np.log(found.p + FLOOR)
+        logits[known], at_label = np.log(found.p + FLOOR), (np.arange(len(fit.y)), fit.y)
         facts = {**_facts(found, fit.y, held.y, wrong), **left_out}
-        own, more = _own_view(stored, rows, known, facts["agrees"])
-        at_label = np.arange(len(fit.y)), fit.y
-        out_of_fold = (_log_odds(found.p[at_label]) + _log_odds(1.0 - wrong.each)) / 2.0 + _log_odds(given[at_label])
-        values[known] = out_of_fold + own[known]
+        own, weight, more = _own_view(stored, rows, known, facts["agrees"])
+        if more["own_weight"] is not None and _leak(facts):
+            facts |= {"features_know_labels": True, "interval": [facts["interval"][0], float(len(fit.y))]}
+        values[known] = (_log_odds(found.p[at_label]) + _log_odds(1.0 - wrong.each)) / 2.0
+        if weight:
+            if features.shape[1] <= WIDEST_LINEAR:
+                fit, held = replace(fit, x=features[known]), replace(held, x=of_target.astype(features.dtype))
+            with stored.progress("auto: labels as given", (len(fit.y) + len(held.y)) * self.deals) as progress:
+                worth = target_weight(len(fit.y), len(held.y)) if found.cleaner else 1.0
+                given = of_given_labels(fit, held, worth, classes, self.folds, progress.advance)
+            values[known] += weight * (_log_odds(given[at_label]) + own[known])
         return [Scores(values, facts={**facts, **more}, logits=logits)]
 
     def _dealt(self, rows: Rows, used: NDArray[np.bool_]) -> list[Ints]:
@@ -230,26 +234,36 @@ def chosen(method: Method, question: Question, options: Options) -> tuple[Method
     return build_options(kind, name, options.get(name, {})), why
 
 
-def _own_view(stored: Stored, rows: Rows, known: NDArray[np.bool_], agrees: float) -> tuple[Floats, Facts]:
-    """What the scored model says of the labels of the rows [n], where the features are its own; 0 where they are not.
+def _own_view(stored: Stored, rows: Rows, known: NDArray[np.bool_], agrees: float) -> tuple[Floats, float, Facts]:
+    """What the scored model says of the labels of the rows [n], and how much it counts; 0 and 1 by features of another.
 
     The facts are how much it counts, how many epochs training noted of it, and how many of the labels it fits.
     """
     nothing, logits = np.zeros(len(rows)), stored.own_logits()
     if logits is None:
-        return nothing, {"own_weight": None, "epochs": 0, "fits": None}
+        return nothing, 1.0, {"own_weight": None, "epochs": 0, "fits": None}
     p = softmax(logits.astype(np.float64))
     fits = float((p[known].argmax(axis=1) == rows.labels[known]).mean())
     weight, epochs = weight_of(fits, agrees), 0
     if not weight:
-        return nothing, {"own_weight": 0.0, "epochs": 0, "fits": fits}
+        return nothing, 0.0, {"own_weight": 0.0, "epochs": 0, "fits": fits}
     view, records = log_odds(p[np.arange(len(rows)), rows.labels]), stored.own_epochs("probability")
     if records is not None:
         every = list(records.each("probability"))
         on_the_way = noted(records.onto(mean_over_epochs(every), rows.row_keys))
         if on_the_way is not None:
             view, epochs = view + on_the_way, len(every)
-    return weight * view, {"own_weight": weight, "epochs": epochs, "fits": fits}
+    return view, weight, {"own_weight": weight, "epochs": epochs, "fits": fits}
+
+
+def _leak(facts: Facts) -> bool:
+    """Whether labels of the rows are foretold more often than those of target rows, beyond chance.
+
+    Where features know nothing of the labels that is the other way round, or equal where none of either is wrong.
+    """
+    own, theirs = facts["agrees"], facts.get("target_accuracy", 1.0)
+    variance = own * (1.0 - own) / facts["rows"] + theirs * (1.0 - theirs) / max(facts["target_rows"], 1)
+    return bool(own - theirs > LEAK * np.sqrt(variance))
 
 
 def _landmarks(keys: Keys) -> Ints:
@@ -277,7 +291,7 @@ def _facts(found: Averaged, labels: Ints, of_target: Ints, wrong: WrongLabels) -
     facts: Facts = {
         "by": NAME, "rows": n, "wrong_labels": wrong.count, "interval": [low, high], "pairs": pairs,
         "counted": int((likely != labels).sum()), "target_rows": len(of_target), "tells": wrong.tells,
-        "target_is_cleaner": found.cleaner,
+        "target_is_cleaner": found.cleaner, "features_know_labels": False,
         "absent": int((~np.isin(labels, of_target)).sum()) if len(of_target) else 0,
         "agrees": float((likely == labels).mean()), "most_frequent": float(np.bincount(labels).max() / n),
     }  # fmt: skip

@@ -92,16 +92,17 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
         for f, part, some in ((x, train, every[0]), (v, val, every[1]))
     )
     given = of_given_labels(*plain, 300 / (2 * 90), 10, 5)[np.arange(300), rows.y]
-    wanted = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2 + np.log(given / (1 - given))
+    wanted, plain = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2, np.log(given / (1 - given))
     alone = column(pq.read_table(digits / "alone.parquet"), "score_auto")
-    assert alone == pytest.approx(wanted, rel=1e-4)  # floors of 1e-12 aside
+    assert alone == pytest.approx(wanted + plain, rel=1e-4)  # floors of 1e-12 aside
     facts = provenance(found.schema)["facts"]["score_auto"]
     assert (facts["epochs"], 0.0 < facts["own_weight"] < 1.0) == (EPOCHS, True)  # so that all parts count
     noted, last = column(found, "score_data-maps"), np.exp(column(found, "score_loss"))
     share = (p.argmax(axis=1) == rows.y).mean()
     assert facts["own_weight"] == pytest.approx(1 - 4 * (facts["fits"] - share) / (1 - share))
     view = np.log(noted / (1 - noted)) + np.log(last / (1 - last))
-    assert column(found, "score_auto") == pytest.approx(wanted + facts["own_weight"] * view, rel=1e-3, abs=1e-3)
+    told = wanted + facts["own_weight"] * (plain + view)
+    assert column(found, "score_auto") == pytest.approx(told, rel=1e-3, abs=1e-3)
     assert facts["wrong_labels"] == pytest.approx(said.count)
     assert facts["interval"][0] <= 45 <= facts["interval"][1]
 
@@ -161,6 +162,22 @@ def test_what_the_model_says_itself_counts_as_far_as_it_was_noted_and_is_not_lea
     assert facts["own_weight"] == 0.0
     assert facts["fits"] > 0.95
     assert f"the model's own probabilities do not count: it fits {facts['fits']:.1%} of the labels" in ran.err
+
+
+def test_features_that_know_the_labels_do_not_tell_how_many_are_wrong(digits: Path) -> None:
+    table, rng = pq.read_table(digits / "m.parquet"), np.random.default_rng(4)
+    write(with_column(table, "label", rng.integers(0, 10, len(table))), digits / "random.parquet")  # nothing to learn
+    long = ("--model", "mlp:64", "--epochs", 80, "--lr", 0.2, "--batch-size", 32, "-o", "by-heart")
+    assert call_cli("retrain", "random.parquet", *long, cwd=digits).code == 0
+    ran = call_cli(
+        "score", "random.parquet", "--checkpoint", "by-heart", "--method", "auto", "-o", "k.parquet", cwd=digits
+    )
+    assert ran.code == 0, ran.err
+    facts = provenance(pq.read_schema(digits / "k.parquet"))["facts"]["score_auto"]
+    assert (facts["features_know_labels"], facts["interval"][1]) == (True, 300.0)
+    assert facts["agrees"] > facts["target_accuracy"] + 0.1
+    assert "how many are wrong cannot be told by features of a model that has learned these labels by heart" in ran.err
+    assert not provenance(pq.read_schema(digits / "s.parquet"))["facts"]["score_auto"]["features_know_labels"]
 
 
 def test_a_rows_score_does_not_hang_on_batches_and_its_other_label_is_out_of_fold(digits: Path) -> None:

@@ -42,16 +42,24 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
     if said["target_rows"]:
         seen += f" and are right on {said['target_accuracy']:.1%} of the target rows"
     told = "wrong labels are told from right ones" if said["tells"] else "it tells wrong labels no better than chance"
-    low, high = said["interval"]
-    count = f"about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong"
-    count += "" if said["target_is_cleaner"] else " beyond as many as target labels are"
     whose = features_of(run)
     return [
         f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}"
         f"{_own(said)}",
-        f"{seen}; {told}: {count} ({low:,.0f} to {high:,.0f})",
+        f"{seen}; {told}: {_count(said)}",
         f"cost: one forward pass for outputs, one for features{_sizes(run)}, and a closed-form fit; no gradients",
     ]
+
+
+def _count(said: dict[str, Any]) -> str:
+    """How many labels are wrong, with the interval, or why that cannot be told."""
+    low, high = said["interval"]
+    if said["features_know_labels"]:
+        text = "how many are wrong cannot be told by features of a model that has learned these labels by heart"
+        return f"{text} ({low:,.0f} or more of {said['rows']:,}; --features names another model)"
+    count = f"about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong"
+    count += "" if said["target_is_cleaner"] else " beyond as many as target labels are"
+    return f"{count} ({low:,.0f} to {high:,.0f})"
 
 
 def _own(said: dict[str, Any]) -> str:
