@@ -45,11 +45,18 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+_LISTS = {
+    kind.id
+    for kind in (
+        *(form(pa.int8()) for form in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view)),
+        pa.list_(pa.int8(), 1),
+    )
+}
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a type is a list, of whatever form."""
-    forms = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    views = (pa.types.is_list_view, pa.types.is_large_list_view)
-    return any(test(kind) for test in (*forms, *views))
+    return kind.id in _LISTS
 
 
 def _is_uuid(kind: pa.DataType) -> bool:

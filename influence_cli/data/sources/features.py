@@ -94,9 +94,7 @@ class Feature:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; what says nothing is left out."""
-        start = Feature(self.column, self.kind)
-        values = dataclasses.asdict(self)
-        return {k: v for k, v in values.items() if k in ("column", "kind") or v != getattr(start, k)}
+        return {k: v for k, v in vars(self).items() if k in ("column", "kind") or v != getattr(Feature, k)}
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> Feature:
@@ -144,7 +142,7 @@ def numbers_of(values: pa.Array, form: str = PLAIN, unit: str = "", origin: floa
 
 def missing_in(values: pa.Array, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which numbers [n] are missing; a text that says NaN is no missing number, but one that could not be computed."""
-    if not is_text(values.type):
+    if not is_text(values.type) or not np.isnan(numbers).any():
         return np.isnan(numbers)
     said = matches(texts_in(values), "(?i)^[+-]?nan$")
     return np.isnan(numbers) & ~pc.fill_null(said, False).to_numpy(zero_copy_only=False)
@@ -301,6 +299,8 @@ def column_of(table: pa.Table, name: str) -> pa.Array:
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
     """A column as one array."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
     joined = column.combine_chunks()
     return joined if isinstance(joined, pa.Array) else pa.concat_arrays(joined.chunks)
 

@@ -54,12 +54,13 @@ def label_copies(tables: Iterable[pa.Table], label: str, columns: Iterable[str],
     pairs: dict[str, Pairs] = {name: Counter() for name in columns}
     width, labels = len(pairs), set[str]()
     for table in tables:
-        truth = as_texts(column_of(table, label))
-        labels.update(v for v in pc.unique(truth).to_pylist() if v is not None)
+        truth = as_texts(column_of(table, label)).dictionary_encode()
+        names, of = truth.dictionary.to_pylist(), _places(truth)
+        labels.update(names)
         if len(labels) > MOST_LABELS:
             return []
         for name in list(pairs):
-            if not _agrees(column_of(table, name), truth, pairs[name], len(labels), rows):
+            if not _agrees(column_of(table, name), names, of, pairs[name], len(labels), rows):
                 del pairs[name]
         if not pairs:
             return []
@@ -110,15 +111,23 @@ def refuse_copies(copies: Sequence[tuple[str, LabelCopy]], where: str) -> None:
     raise ManifestError(what, where=f"{where}, {noun} {', '.join(names)}", fix=fix)
 
 
-def _agrees(column: pa.Array, truth: pa.Array, found: Pairs, labels: int, rows: int) -> bool:
-    """Whether a column can still be the label, with the pairs of these rows counted."""
-    texts = as_texts(column)
-    if len(pc.unique(texts)) > 2 * labels + 10:  # most columns of numbers
+def _places(texts: pa.DictionaryArray) -> NDArray[np.int64]:
+    """Which of its dictionary each text [n] is; -1 where there is none."""
+    at = texts.indices if texts.null_count == 0 else pc.fill_null(texts.indices, -1)
+    return at.to_numpy().astype(np.int64)
+
+
+def _agrees(
+    column: pa.Array, names: Sequence[str], of: NDArray[np.int64], found: Pairs, labels: int, rows: int
+) -> bool:
+    """Whether a column can still be the label, with the pairs of these rows counted: ``of`` are places in ``names``."""
+    texts = as_texts(column).dictionary_encode()
+    if len(texts.dictionary) + (texts.null_count > 0) > 2 * labels + 10:  # most columns of numbers
         return False
-    both = pa.table({"value": texts, "label": truth}).group_by(["value", "label"]).aggregate([([], "count_all")])
-    for value, of, count in zip(*(both.column(n).to_pylist() for n in both.column_names), strict=True):
-        if value is not None and of is not None:
-            found[value, of] += count
+    values, at = texts.dictionary.to_pylist(), _places(texts)
+    pairs, counts = np.unique((at * len(names) + of)[(at >= 0) & (of >= 0)], return_counts=True)
+    for pair, count in zip(map(int, pairs), map(int, counts), strict=True):
+        found[values[pair // len(names)], names[pair % len(names)]] += count
     most, total = Counter[str](), Counter[str]()
     for (value, _), count in found.items():
         most[value], total[value] = max(most[value], count), total[value] + count

@@ -25,12 +25,11 @@ def label_deciders(tables: Iterable[pa.Table], label: str, features: Sequence[Fe
     numbers = [f for f in features if f.kind == NUMBER and f.column not in skip]
     if not numbers:
         return []
-    labels, values, rows = list[str | None](), {f.column: list[NDArray[np.float64]]() for f in numbers}, 0
+    labels, parts, rows = list[str | None](), list[dict[str, pa.Array]](), 0
     for table in tables:
         some = table.slice(0, MOST - rows)
         labels += as_texts(column_of(some, label)).to_pylist()
-        for f in numbers:
-            values[f.column].append(f.encode(column_of(some, f.column)).reshape(len(some)))
+        parts.append({f.column: column_of(some, f.column) for f in numbers})
         rows += len(some)
         if rows == MOST:
             break
@@ -39,10 +38,10 @@ def label_deciders(tables: Iterable[pa.Table], label: str, features: Sequence[Fe
     if not 2 <= len(classes) <= MOST_CLASSES or rows < LEAST:
         return []
     found: list[str] = []
-    for column, parts in values.items():
-        whole = np.concatenate(parts)
-        if all(_decides(whole[:n], named[:n], classes) for n in dict.fromkeys((min(FIRST, rows), rows))):
-            found.append(column)
+    for f in numbers:
+        values = np.concatenate([f.encode(part[f.column])[:, 0] for part in parts])
+        if all(_decides(values[:n], named[:n], classes) for n in dict.fromkeys((min(FIRST, rows), rows))):
+            found.append(f.column)
     return found
 
 

@@ -43,11 +43,31 @@ _DATE = (
 )
 
 
+_VISIBLE, _NUMERIC = bytes(range(0x21, 0x7F)), b"0123456789.-eE"
+
+
 def texts_in(values: pa.Array) -> pa.Array:
     """Text without spaces around it; null where nothing is written."""
+    if written_in(values, _VISIBLE):
+        return values
     trimmed = pc.call_function("utf8_trim_whitespace", [values])
     trimmed = _replaced(trimmed, "^\u2212", "-")  # as typesetters write minus
     return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+
+
+def written_in(values: pa.Array, letters: bytes) -> bool:
+    """Whether every text has a letter, and no byte but ``letters``: most columns are told so, and need no pattern.
+
+    A pattern costs as much for three rows as for a thousand, which tells in tables of many columns.
+    """
+    width = {pa.string(): np.int32, pa.large_string(): np.int64}.get(values.type)
+    if width is None or not len(values):
+        return False
+    _, ends, data = values.buffers()
+    ends = np.frombuffer(ends, width)[values.offset : values.offset + len(values) + 1]
+    if not (ends[1:] > ends[:-1]).all():  # an empty text, or a missing one
+        return False
+    return not data.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes().translate(None, letters)
 
 
 def matches(values: pa.Array, pattern: str) -> pa.Array:
@@ -73,6 +93,11 @@ def as_numbers(texts: pa.Array, form: str, units: bool) -> NDArray[np.float64]:
         texts = _replaced(_replaced(texts, r"\.", ""), ",", ".")
     elif form in (THOUSANDS, SPACED):
         texts = _replaced(texts, r"[, '\x{a0}\x{202f}]", "")
+    if written_in(texts, _NUMERIC):
+        try:
+            return pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowException:
+            pass  # some text is no number, such as 1.2.3: it is found by its form
     good = matches(texts, _FORMS[PLAIN])
     texts = _replaced(pc.if_else(good, texts, pa.scalar(None, texts.type)), r"^\+", "")
     return pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
@@ -182,15 +207,15 @@ class Survey:
         plain = matches(different, _FORMS[PLAIN])
         numbers = different.filter(plain)
         if len(numbers):
-            self.padded = self.padded or bool(pc.any(matches(numbers, _PADDED)).as_py())
-            pointed = numbers.filter(matches(numbers, r"\."))
-            self._decimal_point = self._decimal_point or pc.all(matches(pointed, _DOTTED)).as_py() is False
-            self._pointed = self._pointed or len(pointed) > 0
+            if not written_in(numbers, b"123456789"):
+                self._add_digits(numbers)
             found = as_numbers(numbers, PLAIN, False)
             self._range(found[~np.isnan(found)])
             self.bare += len(numbers)
             self._date = False
             self._signs.add("")
+        if len(numbers) == len(different):
+            return
         odd = different.filter(pc.invert(plain))
         marker = pc.is_in(odd, pa.array(MISSING, odd.type))
         self.markers.update(odd.filter(marker).to_pylist())
@@ -200,6 +225,13 @@ class Survey:
             plain = matches(bare, _FORMS[PLAIN])
             self._add_odd(odd, bare, plain)
             self._add_written(odd, bare, plain)
+
+    def _add_digits(self, numbers: pa.Array) -> None:
+        """What different texts that are plain numbers say of zeros before numbers and of points."""
+        self.padded = self.padded or bool(pc.any(matches(numbers, _PADDED)).as_py())
+        pointed = numbers.filter(matches(numbers, r"\."))
+        self._decimal_point = self._decimal_point or pc.all(matches(pointed, _DOTTED)).as_py() is False
+        self._pointed = self._pointed or len(pointed) > 0
 
     def _add_odd(self, odd: pa.Array, bare: pa.Array, plain: pa.Array) -> None:
         """Different texts that are neither plain numbers nor stand for a missing one.

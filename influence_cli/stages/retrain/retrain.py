@@ -72,8 +72,9 @@ def retrain(
     left_out = uniform_draws(base.ids, request.seed) < request.calibration  # of every arm, for the gate's calibration
     if left_out.any():
         kept = int(left_out.sum())
-        said = f"{kept:,} calibration rows are left out of training: the gate can tell a --false-flag"
-        listener.note(f"{said} of {rounded_up(100 / (1 + kept))}% or more")
+        share = f"{kept / len(left_out):.1%} of {len(left_out):,}, since each is drawn by its id"
+        told = f"the gate can tell a --false-flag of {rounded_up(100 / (1 + kept))}% or more"
+        listener.note(f"{kept:,} calibration rows ({share}) are left out of training: {told}")
     edits, arms = request.edits, compared_arms(request, manifest, base, left_out, spec, listener)
     if edits is not None and left_out.any():
         what = f"--calibration and {'--scores' if edits.rounds == 1 else '--rounds'} are two questions"
