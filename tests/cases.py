@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from influence_cli.cli.app import build_app as _build_app
+from influence_cli.cli.settings import requests
 from influence_cli.data.tables import _spooled
 from influence_cli.events import SILENT, Listener, Progress
 from influence_cli.model.train.recipe import Recipe
@@ -32,7 +34,13 @@ from influence_cli.stages.retrain.retrain import retrain
 from influence_cli.store.maintenance import examine
 from tests.opened import Opened, opened
 
+THOROUGH = os.environ.get("THOROUGH", "0") not in ("", "0")  # THOROUGH=1 bash tests/run.sh
 QUICK = Recipe(epochs=12, lr=0.1, batch_size=32, warmup=0.0)
+
+
+def so_many(every: int, some: int) -> int:
+    """How many seeded examples a test tries that takes seconds for each: ``some`` of ``every``, or all if THOROUGH."""
+    return every if THOROUGH else some
 
 
 # ---- what a listener was told -------------------------------------------------------------------------------------
@@ -299,6 +307,18 @@ def run_process(command: list[str], cwd: Path, env: dict[str, str] | None = None
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
+@functools.cache
+def _application(called: str | None, options: tuple[type, ...]) -> Callable[..., Any]:
+    """What Typer makes of a command and its options, which takes it longer than many commands take."""
+    import typer.main
+
+    return typer.main.get_command(_build_app(called))
+
+
+def _made_once(called: str | None = None) -> Callable[..., Any]:
+    return _application(called, requests.REQUESTS)
+
+
 def call_cli(*arguments: Any, cwd: Path, env: dict[str, str] | None = None) -> Ran:
     """Run the command line in this process: the same exit code and streams, without the start-up."""
     from influence_cli.cli.main import run
@@ -307,6 +327,7 @@ def call_cli(*arguments: Any, cwd: Path, env: dict[str, str] | None = None) -> R
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), io.StringIO()
     with (
         contextlib.chdir(cwd),
+        mock.patch("influence_cli.cli.app.build_app", _made_once),
         mock.patch.dict(os.environ, environment(env), clear=True),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -6,6 +6,7 @@ They are made once a process, of which ``tests/run.sh`` starts one a core.  Test
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,12 @@ import pytest
 
 from influence_cli.data.outside import allowing_outside
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

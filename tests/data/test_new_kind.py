@@ -199,7 +199,8 @@ def test_curvature_and_row_gradients_take_both(folder: Path) -> None:
     matrix = train.T @ train / len(train) + 0.1 * np.eye(train.shape[1])
     assert found == pytest.approx(train @ np.linalg.solve(matrix, val.mean(0)), rel=1e-8)
     for method in ("cg", "lissa", "ekfac", "datainf"):
-        assert np.isfinite(column(folder, "score", "--method", method)).all()
+        short = ("--set", "lissa.depth=20", "--set", "lissa.repeats=1") if method == "lissa" else ()
+        assert np.isfinite(column(folder, "score", "--method", method, *short)).all()
 
 
 def test_edits_and_exports_bring_both_columns_out_again(folder: Path) -> None:

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from influence_cli.model.build import build_model
 from influence_cli.model.spec import ModelSpec
 from influence_cli.settings import GradSpec, Inputs, Runtime
-from tests.cases import named, png, same_scores, write
+from tests.cases import named, png, same_scores, so_many, write
 from tests.opened import Opened, describe_plan, fill, missing_work, opened, score
 
-STEPS, EXAMPLES = 20, 200
+STEPS, EXAMPLES = 20, so_many(200, 40)
 PARTS = 4  # of the examples, so that processes can share them
 CLASSES = 3
 

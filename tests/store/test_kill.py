@@ -1,4 +1,4 @@
-"""SIGKILL at 20 seeded moments of ``grads`` and ``score``: nothing is wrong afterwards, and what was finished is kept.
+"""SIGKILL at seeded moments of ``grads`` and ``score``: nothing is wrong afterwards, and what was finished is kept.
 
 A moment is a batch that was computed, a file half written, a file before its rename, or a file after it.
 """
@@ -18,10 +18,10 @@ import pytest
 
 from influence_cli.settings import GradSpec
 from influence_cli.store.files import read_tensors
-from tests.cases import call_cli, column, environment, job_of
+from tests.cases import call_cli, column, environment, job_of, so_many
 from tests.opened import missing_work
 
-KILLS = 20
+KILLS = so_many(20, 8)
 METHODS = ("ip", "ip-ensemble")
 FLAGS = ("--method", "ip", "--method", "ip-ensemble", "--set", "ip-ensemble.members=2", "--batch-size", "9")
 SPEC = GradSpec(METHODS, options={"ip-ensemble": {"members": "2"}})

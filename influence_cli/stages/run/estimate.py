@@ -56,7 +56,8 @@ def estimated_rates(run: Run, session: Session, work: list[Work]) -> Rates:
         return {}
     directions = max((len(w.tangents) + len(w.halves) for w in work), default=0)
     zero = {n: torch.zeros_like(p) for n, p in point.selected.items()}
-    engine, most = Engine(point, session.runtime.engine), session.batch_size(spec)
+    engine = Engine(point, session.runtime.engine)
+    most = min(session.batch_size(spec), max(ROWS, len(run.train), len(run.target)))  # no batch of the run has more
 
     def target(some: Tensor) -> None:
         selected = {n: p.detach().requires_grad_() for n, p in point.selected.items()}

@@ -34,6 +34,7 @@ from tests.cases import (
     job_of,
     run_process,
     same_scores,
+    so_many,
     train_run,
     write,
 )
@@ -467,7 +468,7 @@ def with_unique_ids(rows: list[Example]) -> list[Example]:
     return out
 
 
-@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=so_many(25, 8), deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEP, min_size=1, max_size=6))
 def test_any_sequence_of_edits_leaves_warm_equal_to_cold(
     tabular_run: Path, steps: list[tuple[str, int, int | None]]

@@ -48,6 +48,7 @@ from tests.cases import (
     run_process,
     run_python,
     same_scores,
+    so_many,
     verify,
     with_column,
     write,
@@ -428,7 +429,7 @@ def test_fit_rows_that_cannot_be_fitted_exit_2(how: str, bench: Bench) -> None:
     assert not (bench.folder / "s.parquet").exists()
 
 
-@settings(max_examples=12, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=so_many(12, 5), deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEP, min_size=1, max_size=4), st.booleans())
 def test_any_sequence_of_edits_leaves_warm_equal_to_cold(
     tabular_run: Path, steps: list[tuple[str, int, int | None]], pin: bool

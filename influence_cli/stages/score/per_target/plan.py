@@ -26,13 +26,16 @@ MANY_BLOCKS = 4  # passes from which storing gradients is advised
 ROW_BYTES = 2 * 16  # of a place and a score on either side
 
 
-def describe(run: Run, session: Session, name: str, top: int, missing: int) -> dict[str, Any]:
-    """The plan as plain values, for so many target rows that nothing is stored for."""
+def describe(run: Run, session: Session, name: str, top: int, missing: int, timed: bool = True) -> dict[str, Any]:
+    """The plan as plain values, for so many target rows that nothing is stored for.
+
+    With ``timed`` a batch is run where the store does not know how long a pass takes.
+    """
     members = run.members_of[name]
     about = (
         _by_products(run, session, missing)
         if run.spec.rows is not None
-        else _by_directions(run, session, members, missing)
+        else _by_directions(run, session, members, missing, timed)
     )
     blocks = -(-missing // about["target_rows_a_block"])
     along = (Along(name, "", False, "", "", run.members_of[name][0]),) if missing and name in run.solvers else ()
@@ -61,10 +64,12 @@ def describe(run: Run, session: Session, name: str, top: int, missing: int) -> d
     }
 
 
-def _by_directions(run: Run, session: Session, members: tuple[Member, ...], missing: int) -> dict[str, Any]:
+def _by_directions(
+    run: Run, session: Session, members: tuple[Member, ...], missing: int, timed: bool
+) -> dict[str, Any]:
     size, n = block_size(run, session, len(members)), len(run.payload_keys)
     blocks = -(-missing // size)
-    rate, measured = _rate(run, session, members[0], size) if missing else (0.0, True)
+    rate, measured = _rate(run, session, members[0], size, timed) if missing else (0.0, True)
     itemsize = 8 if run.spec.precision == "fp64" else 4
     return {
         "target_rows_a_block": size,
@@ -76,11 +81,13 @@ def _by_directions(run: Run, session: Session, members: tuple[Member, ...], miss
     }
 
 
-def _rate(run: Run, session: Session, member: Member, size: int) -> tuple[float | None, bool]:
+def _rate(run: Run, session: Session, member: Member, size: int, timed: bool) -> tuple[float | None, bool]:
     """Seconds per train row, direction and member, and whether they were measured; else a small batch is timed."""
     known = session.store.timing(rate_key(run, session))
     if is_measured(session, rate_key(run, session)):
         return known, True
+    if not timed:
+        return known, False
     from influence_cli.stages.run.estimate import estimated_rates
 
     keys = run.payload_keys[:1]

@@ -29,7 +29,7 @@ from influence_cli.stages.grads.provenance import provenance_of
 from influence_cli.stages.run import names
 from influence_cli.stages.run.auto_method import method_is
 from influence_cli.stages.run.gradient_plan import row_request
-from influence_cli.stages.run.run import Run
+from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.against_exact import agreement_of_pairs, is_exact
 from influence_cli.stages.score.per_target.plan import describe, hint, sentence
@@ -113,7 +113,8 @@ def per_target(run: Run, session: Session, top: int = TOP) -> tuple[pa.Table, Ru
         run, _ = fill(run, session)  # how many members there are is decided by the scores for all target rows
     target, train, missing = run.target, run.train, _missing(run, session, name, top)
     if len(missing):
-        plan = describe(run, session, name, top, len(missing))
+        timed = len(run.train) > session.batch_size(require_model(run)[0])  # one batch takes no longer than its timing
+        plan = describe(run, session, name, top, len(missing), timed)
         for text in filter(None, (sentence(plan), hint(run, session, plan))):
             session.listener.note(text)
         run, train = _compute(run, session, name, top)
