@@ -22,6 +22,7 @@ from influence_cli.curvature.head import head_of
 from influence_cli.curvature.jacobians import Jacobians
 from influence_cli.curvature.minibatches import Minibatches
 from influence_cli.engines.point import Point
+from influence_cli.maths.few_pixels import FewPixels
 from influence_cli.methods.cg import CG
 from influence_cli.methods.datainf import DataInf
 from influence_cli.methods.ekfac import EKFAC
@@ -341,7 +342,7 @@ def test_weights_of_convolutions_before_the_head_are_laid_out_once() -> None:
     torch.manual_seed(0)
     model, x = Maps(), torch.randn(40, 3, 8, 8)
     shake(model, x, 0)
-    with torch.no_grad():
+    with torch.no_grad(), FewPixels():  # as a point runs it
         expected = model.body(x)
     head = head_of(Point(model, "head.*", None, "fp32", CPU), x, pack=True)
     assert head is not None
@@ -376,7 +377,7 @@ def test_where_that_way_fails_the_model_is_run_as_it_is(fault: str, monkeypatch:
     head = head_of(Point(model, "head.*", None, "fp32", CPU), x, pack=True)
     assert head is not None
     assert not head.packed
-    with torch.no_grad():
+    with torch.no_grad(), FewPixels():
         assert torch.equal(head.inputs(x), model.body(x))
 
 
@@ -387,5 +388,5 @@ def test_convolutions_in_double_precision_are_run_as_they_are() -> None:
     head = head_of(Point(made, "head.*", None, "fp64", CPU), x)
     assert head is not None
     assert not head.packed
-    with torch.no_grad():
+    with torch.no_grad(), FewPixels():
         assert torch.equal(head.inputs(x), made.body(x))
