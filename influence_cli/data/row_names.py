@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from influence_cli.data.ids import BLOCK, Ids
+from influence_cli.data.ids import Ids
 from influence_cli.data.split_column import Splits
 from influence_cli.store.arrow import values_of
 from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, fingerprint_of_text
 from influence_cli.store.parquet import column_digest
 
+BLOCK = 4096  # rows whose text is in memory at once: of more, what one block lets go is given back and taken anew
 _ESCAPED = r'["\\\x00-\x1f]'  # what JSON does not write as it is
 
 

@@ -57,5 +57,6 @@ def _is_valid(chunk: pa.Array) -> NDArray[np.bool_]:
     bits = chunk.buffers()[0]
     if bits is None:
         return np.full(len(chunk), chunk.null_count == 0)
-    place = slice(chunk.offset, chunk.offset + len(chunk))
-    return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[place].astype(bool)
+    first, skipped = divmod(chunk.offset, 8)  # of a slice no more is looked at than its own bytes
+    own = np.frombuffer(bits, np.uint8)[first : -(-(chunk.offset + len(chunk)) // 8)]
+    return np.unpackbits(own, bitorder="little")[skipped : skipped + len(chunk)].astype(bool)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEY_BYTES = 16
-BLOCK = 65_536  # rows of which the bytes are copied at once
+BLOCK = 4096  # rows of which the bytes are copied at once: so few that the next ones take the same memory
 Keys = NDArray[np.uint8]  # [n, 16]
 
 

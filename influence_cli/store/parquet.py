@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from influence_cli.memory import trim_memory
-from influence_cli.store.arrow import is_valid, values_of
+from influence_cli.store.arrow import array_of, is_valid, values_of
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import parse_json
 from influence_cli.store.parts import opened
@@ -67,12 +68,9 @@ class _ColumnDigest:
         valid, lengths, values = self.parts
         valid.update(is_valid(chunk).astype(np.uint8).tobytes())
         if self.text:
-            flat = chunk.cast(pa.large_binary())
-            flat = flat.fill_null(b"") if flat.null_count else flat
-            _, offsets, data = flat.buffers()
-            places = np.frombuffer(offsets, np.int64)[flat.offset : flat.offset + len(flat) + 1]
-            lengths.update(np.diff(places).tobytes())
-            values.update(memoryview(data or b"")[places[0] : places[-1]])
+            sizes, data = _bytes_of(chunk)
+            lengths.update(sizes.tobytes())
+            values.update(data)
         else:
             flat = chunk.cast(pa.uint8()) if pa.types.is_boolean(chunk.type) else chunk
             values.update(values_of(flat, 0).tobytes())
@@ -81,6 +79,26 @@ class _ColumnDigest:
         """The column's name, type and digest, as they stand in the seal."""
         digest = "".join(part.hexdigest() for part in self.parts)
         return [name, str(self.kind), digest] if self.taken else [name, None, None]
+
+
+def _bytes_of(chunk: Any) -> tuple[NDArray[np.int64], memoryview]:
+    """How long each value [n] of texts or binary values is (0 where it is null), and the bytes of all of them.
+
+    They are read where they lie: Arrow's cast of a slice makes offsets for all that stands before it too, so that a
+    column looked at in slices would take time and memory by the square of its rows.
+    """
+    kind = chunk.type
+    if chunk.null_count:  # what stands in the place of a null is nobody's
+        chunk = chunk.take(array_of(np.arange(len(chunk))))
+        chunk, kind = chunk.cast(pa.large_binary()).fill_null(b""), pa.large_binary()
+    here = slice(chunk.offset, chunk.offset + len(chunk))
+    if pa.types.is_fixed_size_binary(kind):
+        width, data = kind.byte_width, memoryview(chunk.buffers()[1] or b"")
+        return np.full(len(chunk), width, np.int64), data[here.start * width : here.stop * width]
+    wide = pa.types.is_large_binary(kind) or pa.types.is_large_string(kind)
+    _, offsets, data = chunk.buffers()
+    places = np.frombuffer(offsets or bytes(8), np.int64 if wide else np.int32)[here.start : here.stop + 1]
+    return np.diff(places).astype(np.int64), memoryview(data or b"")[places[0] : places[-1]]
 
 
 def column_digest(name: str, column: pa.ChunkedArray) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from influence_cli.store import parquet
 from influence_cli.store.arrow import array_of, array_of_texts, is_valid, values_of
+from influence_cli.store.shards import as_arrow
 from tests.cases import run_python
 
 RNG = np.random.default_rng(7)
@@ -48,3 +52,47 @@ def test_pandas_is_not_imported(tmp_path: Path) -> None:
         "values_of(a, 0.0); is_valid(a); array_of_texts(['a']); sys.exit('pandas' in sys.modules)"
     )
     assert run_python(code, cwd=tmp_path).code == 0
+
+
+def _digest_by_hand(name: str, values: list[Any], kind: pa.DataType) -> str:
+    raw = [b"" if v is None else v.encode() if isinstance(v, str) else v for v in values]
+    parts = [
+        np.array([v is not None for v in values], np.uint8).tobytes(),
+        np.array([len(v) for v in raw], np.int64).tobytes(),
+        b"".join(raw),
+    ]
+    return json.dumps([name, str(kind), "".join(hashlib.blake2b(p, digest_size=16).hexdigest() for p in parts)])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.binary(4)])
+@pytest.mark.parametrize("nulls", [False, True])
+def test_the_digest_of_texts_is_that_of_validity_lengths_and_bytes_whatever_the_chunks(
+    kind: pa.DataType, nulls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "BLOCK", 7)
+    fixed = pa.types.is_fixed_size_binary(kind)
+    made = [b"abcd" if fixed else "ab\u00e4"[: k % 4].encode() for k in range(50)]
+    values: list[Any] = [v if pa.types.is_binary(kind) or fixed else v.decode() for v in made]
+    values = [None if nulls and k % 3 == 0 else v for k, v in enumerate(values)]
+    whole = pa.array([values[0], *values], kind).slice(1)
+    expected = _digest_by_hand("c", values, kind)
+    for column in (pa.chunked_array([whole]), pa.chunked_array([whole.slice(0, 13), whole.slice(13)])):
+        assert parquet.column_digest("c", column) == expected
+
+
+def test_the_digest_of_a_long_column_takes_no_memory_for_what_stands_before_a_block() -> None:
+    keys = np.zeros((400_000, 16), np.uint8)
+    column = pa.chunked_array([as_arrow(keys)])
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        parquet.column_digest("row_key", column)
+        assert pool.max_memory() < parquet.BLOCK * 16  # a cast of the last block would take 8 bytes for every row
+    finally:
+        pa.set_memory_pool(before)
+
+
+def test_whether_values_are_there_is_told_of_a_slice_by_its_own_bits() -> None:
+    values = pa.array([None if k % 5 == 0 else k for k in range(100)])
+    for first, rows in ((0, 100), (3, 9), (8, 8), (17, 0), (63, 37)):
+        assert is_valid(values.slice(first, rows)).tolist() == [k % 5 != 0 for k in range(first, first + rows)]
