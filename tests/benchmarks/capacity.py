@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import timm
 import torch
 from PIL import Image
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from influence_cli.engines.engine import Engine
 from influence_cli.engines.point import Point
 from influence_cli.store.keys import KEY_BYTES
+from influence_cli.store.parquet import write_sealed
 
 ROOT = Path(__file__).parents[2]
 PEAK = 67e12  # operations a second of an H100 SXM in float32 (data sheet); scoring takes no TF32
@@ -77,7 +77,10 @@ def cost(*command: Any) -> Cost:
 def write(columns: dict[str, Any], classes: int, path: Path) -> Path:
     """A manifest."""
     table = pa.table(columns).replace_schema_metadata({"classes": json.dumps([str(c) for c in range(classes)])})
-    pq.write_table(table, path)
+    with pa.OSFile(
+        str(path), "wb"
+    ) as sink:  # in groups of rows as `influence manifest` has them: one is read at a time
+        write_sealed(table, sink)
     return path
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MB = 1 << 20
 PROGRAM = 750 * MB  # Python with torch and timm
 WITHOUT_TORCH = 150 * MB  # a run whose every row is stored
-WEIGHTS = 14.0  # times the parameters: the model, directions, and rows of gradients that derivatives are checked with
-LIVE = 6.0  # times the largest tensor of a batch, for its value and for each tangent of it
+WEIGHTS = 13.0  # times the parameters: the model, directions, and rows of gradients that derivatives are checked with
+LIVE = 5.0  # times the largest tensor of a batch, for its value and for each tangent of it
 BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
 ROW = 200  # bytes of a manifest's row: keys, label, place in the store, score
 NARROW = 2.0  # times the bytes of the columns that are in memory: once as they are read, once in the table of scores
