@@ -38,8 +38,8 @@ THOROUGH = os.environ.get("THOROUGH", "0") not in ("", "0")  # THOROUGH=1 bash t
 QUICK = Recipe(epochs=12, lr=0.1, batch_size=32, warmup=0.0)
 
 
-def so_many(every: int, some: int) -> int:
-    """How many seeded examples a test tries that takes seconds for each: ``some`` of ``every``, or all if THOROUGH."""
+def so_many(every: Any, some: Any) -> Any:
+    """How much a test tries that takes seconds for each example: ``some`` of ``every``, or all where THOROUGH=1."""
     return every if THOROUGH else some
 
 

@@ -18,6 +18,8 @@ import pytest
 from influence_cli.data.outside import allowing_outside
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
 
+os.fsync = lambda fd: None  # nothing is asked of what a test wrote when the machine has crashed
+
 
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection of garbage looks at it again."""

@@ -4,5 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . .ci/setup
 setup "[test]"
+unset PYTHONDONTWRITEBYTECODE  # tests start processes: none should compile the package again
 [ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 8 --dist worksteal
 python -m pytest "$@"

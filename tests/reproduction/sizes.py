@@ -18,7 +18,7 @@ FULL: dict[str, dict[str, Any]] = {
     "R11": {"draws": 500, "seeds": 3, "characters": 60},
 }
 QUICK: dict[str, dict[str, Any]] = {
-    "R1": {"seeds": 4},
+    "R1": {"seeds": 2},
     "R3": {"seeds": 2},
     "R9": {"rows": 200, "subsets": 40, "digits subsets": 0},
 }

@@ -5,6 +5,7 @@ A moment is a batch that was computed, a file half written, a file before its re
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -154,7 +155,8 @@ def test_a_run_that_is_killed_at_any_moment_is_continued_by_the_same_command(
     total = runs.whole(asked)
     assert total > 60
     rng = np.random.default_rng({"grads": 11, "score": 12}[stage])
-    at = sorted(rng.choice(np.arange(1, total + 1), KILLS, replace=False).tolist())
+    ends = np.linspace(1, total + 1, KILLS + 1).astype(int).tolist()  # a moment in every part of the run
+    at = [int(rng.integers(*part)) for part in itertools.pairwise(ends)]
     for k in at:
         assert runs.run(k, asked(f"killed-{k}")) == f"signal {int(signal.SIGKILL)}"
     score = ("score", digits, "--checkpoint", digits_run, *FLAGS)
@@ -217,7 +219,7 @@ def test_row_gradients_and_factors_that_are_killed_at_any_moment_are_continued(
     moments = runs.whole(asked)
     expected = results("whole")
     rng, last = np.random.default_rng(13), moments * 9 // 10  # row gradients are written at the end
-    at = rng.choice(np.arange(1, last), 5, replace=False).tolist()
+    at = rng.choice(np.arange(1, last), so_many(5, 1), replace=False).tolist()
     at = sorted([*at, *rng.choice(np.arange(last, moments + 1), 3, replace=False).tolist()])
     for k in at:
         assert runs.run(k, asked(f"killed-{k}")) == f"signal {int(signal.SIGKILL)}"
