@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,6 @@ from influence_cli.processes.group import Job
 from influence_cli.processes.messages import LENGTH, BadMessage, packed, unpacked
 from influence_cli.settings import GradSpec, Inputs, Runtime
 from tests import beside
-from tests.cases import environment
 
 assert "tests" in messages.OURS, beside
 
@@ -183,42 +180,6 @@ def test_a_pickle_is_no_message() -> None:
 
     with pytest.raises(BadMessage):
         unpacked(pickle.dumps(Evil()))
-
-
-REFUSING = """
-import pickle, sys, _pickle
-
-def no(*_, **__):
-    sys.stderr.write("A PICKLE IS READ OR WRITTEN\\n")
-    raise SystemExit(70)
-
-class No:
-    def __init__(self, *_, **__):
-        no()
-
-for module in (pickle, _pickle):
-    module.loads = module.load = module.dumps = module.dump = no
-    module.Unpickler = module.Pickler = No
-pickle._Unpickler = pickle._Pickler = No
-from influence_cli.cli.main import main
-main()
-"""
-
-
-@pytest.mark.parametrize("what", ["score", "retrain"])
-def test_two_processes_read_and_write_no_pickle(what: str, digits: Path, digits_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "refusing.py").write_text(REFUSING)
-    of_score = ("--checkpoint", digits_run, "--method", "exact", "--params", "last", "--store", "s", "-o", "s.parquet")
-    of_retrain = ("--model", "mlp:4", "--epochs", 2, "--record", "epochs", "-o", "run")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "refusing.py"]
-    options = of_score if what == "score" else of_retrain
-    ran = subprocess.run(
-        [*command, what, str(digits), "--batch-size", "16", *map(str, options)], cwd=tmp_path, env=environment(),
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert "PICKLE" not in ran.stderr
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("200 train rows") == 1  # one leads, and the other is its help
 
 
 def test_an_error_of_ours_that_holds_what_is_not_sent_is_still_told() -> None:

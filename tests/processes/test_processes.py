@@ -32,7 +32,7 @@ from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
 from tests.beside import ThreadGroup, apart, not_of_time, scores_of, together
-from tests.cases import digits_table, environment, with_column, write
+from tests.cases import call_cli, digits_table, environment, with_column, write
 
 
 class Adds(Job):
@@ -249,24 +249,49 @@ def test_trainings_of_evaluate_are_run_by_turn_and_kept_by_whoever_runs_them(
     assert measured("shared", None)["trainings_run_now"] == 0
 
 
+REFUSING = """
+import pickle, sys, _pickle
+
+def no(*_, **__):
+    sys.stderr.write("A PICKLE IS READ OR WRITTEN\\n")
+    raise SystemExit(70)
+
+class No:
+    def __init__(self, *_, **__):
+        no()
+
+for module in (pickle, _pickle):
+    module.loads = module.load = module.dumps = module.dump = no
+    module.Unpickler = module.Pickler = No
+pickle._Unpickler = pickle._Pickler = No
+from influence_cli.cli.main import main
+main()
+"""
+
+
 def torchrun(size: int, *arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A command by so many processes."""
+    """A command by so many processes, none of which may read or write a pickle."""
+    (cwd / "refusing.py").write_text(REFUSING)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return subprocess.run(
-        [*command, "-m", "influence_cli", *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True,
+        [*command, "refusing.py", *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True,
         text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
 def test_torchrun_scores_as_one_process_does_and_says_everything_once(
-    digits: Path, digits_run: Path, scored: Path, tmp_path: Path
+    digits: Path, digits_run: Path, tmp_path: Path
 ) -> None:
-    options = ("--checkpoint", digits_run, "--method", "ip", "--store", "s", "--batch-size", "16", "-o", "s.parquet")
-    ran = torchrun(2, "score", digits, *options, cwd=tmp_path)
+    options = ("--checkpoint", digits_run, "--method", "ip", "--method", "exact", "--params", "last")
+    options = (*options, "--batch-size", "16")
+    alone = call_cli("score", digits, *options, "--store", "alone", "-o", "alone.parquet", cwd=tmp_path)
+    assert alone.code == 0, alone.err
+    ran = torchrun(2, "score", digits, *options, "--store", "s", "-o", "s.parquet", cwd=tmp_path)
+    assert "PICKLE" not in ran.stderr
     assert ran.returncode == 0, ran.stderr
-    assert apart(pq.read_table(scored), pq.read_table(tmp_path / "s.parquet")) <= 1e-6
+    assert apart(pq.read_table(tmp_path / "alone.parquet"), pq.read_table(tmp_path / "s.parquet")) <= 1e-6
     assert ran.stdout == ""
-    assert ran.stderr.count("200 train rows scored by ip") == 1
+    assert ran.stderr.count("200 train rows") == 1  # one leads, and the other is its help
 
 
 def test_torchrun_trains_as_one_process_does(digits: Path, tmp_path: Path) -> None:
@@ -290,7 +315,9 @@ def test_torchrun_trains_as_one_process_does(digits: Path, tmp_path: Path) -> No
         "shared",
     )
     ran = torchrun(2, "retrain", digits, *options, cwd=tmp_path)
+    assert "PICKLE" not in ran.stderr
     assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("200 train rows") == 1
     assert "Warning" not in ran.stderr
     shared = json.loads((tmp_path / "shared" / "metrics.json").read_text())
     for name, value in alone["arms"]["all rows"]["seeds"]["0"].items():

@@ -147,3 +147,13 @@ def test_weights_beside_arms_that_are_no_copy_of_one_are_kept(here: Path) -> Non
     shutil.rmtree(here / "other" / "arms")
     (here / "other" / "run.json").unlink()
     refused(*RETRAIN, "-o", "other", cwd=here, says="is no run folder: it holds metrics.json")
+
+
+def test_the_share_that_is_left_out_for_calibration_is_said(tmp_path: Path, tabular: Path) -> None:
+    """Rows are drawn by their ids, so that few rows are not the share that was asked for."""
+    asked = ("retrain", tabular, "--model", "linear", "--epochs", 1, "--calibration", "40%", "-o", "run")
+    ran = call_cli(*asked, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    kept = len(json.loads((tmp_path / "run" / "run.json").read_text())["calibration_ids"])
+    assert kept != 16
+    assert f"{kept} calibration rows ({kept / 40:.1%} of 40, since each is drawn by its id) are left out" in ran.err
