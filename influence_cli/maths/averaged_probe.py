@@ -50,7 +50,7 @@ class Labelled:
 
     def dealt(self, deal: int) -> Rows:
         """The rows as they lie in one deal."""
-        return Rows(self.x, self.y, self.folds[deal])
+        return Rows(self.x.astype(np.float64, copy=False), self.y, self.folds[deal])
 
 
 def averaged(

@@ -87,11 +87,11 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     p, of_held = (softmax((one + other) / 2) for one, other in zip(*logs, strict=True))
     said = wrong_labels(p, rows.y, of_held, held.y)
     own = p[np.arange(300), rows.y]
-    plain = (
+    of_train, of_target = (
         Labelled(f, part.labels, [dealt(part, some, 5, deal) for deal in (0, 1)])
         for f, part, some in ((x, train, every[0]), (v, val, every[1]))
     )
-    given = of_given_labels(*plain, 300 / (2 * 90), 10, 5)[np.arange(300), rows.y]
+    given = of_given_labels(of_train, of_target, 300 / (2 * 90), 10, 5)[np.arange(300), rows.y]
     wanted, plain = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2, np.log(given / (1 - given))
     alone = column(pq.read_table(digits / "alone.parquet"), "score_auto")
     assert alone == pytest.approx(wanted + plain, rel=1e-4)  # floors of 1e-12 aside
