@@ -26,6 +26,7 @@ from PIL import Image
 from tests.cases import examples, feature_table, png
 from tests.hardening import scene
 from tests.hardening.harness import CPU_SECONDS, Tally, cli, copy_of, refused
+from tests.hardening.strange_places import commands
 
 Case = tuple[str, Callable[[Path], Any], tuple[str, ...]]  # its name, what puts it there, the command that meets it
 RUN_CODE = "code-was-run"  # the file that hostile data try to make
@@ -743,6 +744,7 @@ def _good(place: Path, name: str) -> bytes:
 
 CORPUS: dict[str, Callable[[], Iterator[Case]]] = {
     "manifests": manifests, "images": images, "checkpoints": checkpoints, "sources": sources, "settings": settings,
+    "commands": commands,
 }  # fmt: skip
 
 
