@@ -324,7 +324,7 @@ def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
             fix += "; `influence curate --budget auto`, in small letters, takes the estimated number of wrong labels"
         raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix=fix) from error
     if not 0 <= rows <= n or (share is not None and not 0 <= share <= 1):
-        raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix="write 5% or 200")
+        raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix=f"write a share, such as 50%, or at most {n}")
     return rows
 
 

@@ -58,6 +58,11 @@ class Scored:
         return self._ascending
 
     @functools.cached_property
+    def counts(self) -> NDArray[np.bool_]:
+        """Which rows [n] are trained on: to edit one of weight 0 would change nothing, and no class rests on it."""
+        return self.weights > 0
+
+    @functools.cached_property
     def _ascending(self) -> Ints:
         finite = np.flatnonzero(np.isfinite(self.score))
         score = self.score[finite]

@@ -22,7 +22,10 @@ from influence_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Relabel:
-    """At most ceil(q n_c) rows leave any class, where q = budget/n, and one at least stays."""
+    """At most ceil(q n_c) rows leave any class, where q = budget/n, and one at least stays.
+
+    Rows of weight 0 are passed over, and are counted nowhere.
+    """
 
     rule: str = field(default="auto", metadata={"help": "influence, model, or auto: influence for signed scores"})
     guard: bool = field(default=True, metadata={"help": "limit what any class may lose to the budget's share"})
@@ -40,9 +43,10 @@ class Relabel:
             what = "relabel gives rows another class, and these labels are no classes"
             raise UsageError(what, fix="pass --action trim or --action reweight")
         proposal, admissible, why = self._proposals(scored)
-        n = len(scored.labels)
-        sizes = np.bincount(scored.labels, minlength=1).tolist()
-        allowed = [min(math.ceil(budget / n * s - 1e-9), s - 1) if self.guard else s for s in sizes]
+        n, counts = len(scored.labels), scored.counts
+        share = budget / max(1, int(counts.sum()))
+        sizes = np.bincount(scored.labels[counts], minlength=int(scored.labels.max(initial=0)) + 1).tolist()
+        allowed = [min(math.ceil(share * s - 1e-9), s - 1) if self.guard else s for s in sizes]
         labels, reason = scored.labels.copy(), [""] * n
         done, blocked, notes = 0, 0, list[str]()
         gap = closing(scored, self.parity, self._gain(scored), notes)
@@ -50,7 +54,7 @@ class Relabel:
             if done == budget or gap.done:
                 break
             c = int(scored.labels[i])
-            if not admissible[i]:
+            if not (admissible[i] and counts[i]):
                 continue
             if allowed[c] <= 0:
                 blocked += 1
@@ -60,7 +64,7 @@ class Relabel:
             gap.take(i)
             labels[i] = proposal[i]
             reason[i] = why[i]
-        notes += [*_drift(scored.labels, labels, scored.classes), *gap.notes(done, budget)]
+        notes += [*_drift(scored.labels[counts], labels[counts], scored.classes), *gap.notes(done, budget)]
         if blocked:
             notes.append(f"the class guard passed over {blocked} lower rows")
         if done < budget and not gap.done:

@@ -23,7 +23,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Trim:
-    """The k = budget lowest rows get weight 0.
+    """The k = budget lowest rows get weight 0; rows that have it already are passed over, and are counted nowhere.
 
     Class guard: no class loses more than max(2 q, q + 0.05) of its rows, where q = k/n, and none falls below
     max(5, a tenth of its size); a blocked row's place goes to the next lowest admissible one.  Where rows have a
@@ -47,12 +47,14 @@ class Trim:
         before = np.zeros(len(scored.labels), dtype=bool) if before is None else before
         limits = self.limits(scored, budget + int(before.sum()))
         left = [_left(limit, before) for limit in limits]
-        taken, notes = list[int](), list[str]()
+        taken, notes, counts = list[int](), list[str](), scored.counts
         gap = closing(scored, self.parity, -scored.weights * scored.score, notes)
         blocked = dict.fromkeys((limit.name for limit in limits), 0)
         for i in each(scored.ascending()):
             if len(taken) == budget or gap.done or (self.only_negative and scored.score[i] >= 0):
                 break
+            if not counts[i]:
+                continue
             parts = [int(limit.part[i]) for limit in limits]
             full = [k for k, part in enumerate(parts) if part >= 0 and left[k][part] <= 0]
             if full:
@@ -67,7 +69,8 @@ class Trim:
         notes += [f"the {name} guard passed over {rows} lower rows" for name, rows in said.items()]
         notes += gap.notes(len(taken), budget)
         if len(taken) < budget and not gap.done:
-            notes.append(f"{len(taken)} of a budget of {budget} rows could be taken out")
+            lift = " (--set trim.guard=false lifts the class guard; --action relabel keeps rows)"
+            notes.append(f"{len(taken)} of a budget of {budget} rows could be taken out{lift if said else ''}")
         return self.take(scored, taken, notes)
 
     def take(self, scored: Scored, taken: list[int], notes: list[str], reason: dict[int, str] | None = None) -> Edits:
@@ -83,8 +86,10 @@ class Trim:
 
     def limits(self, scored: Scored, budget: int) -> list[Limit]:
         """What every class, every group, and every class within a group may lose."""
-        q = budget / len(scored.labels)
-        sizes = np.bincount(scored.strata, minlength=1)
+        counts = scored.counts
+        q = budget / max(1, int(counts.sum()))
+        classes = int(scored.strata.max(initial=0)) + 1
+        sizes = np.bincount(scored.strata[counts], minlength=classes)
         made: list[Limit] = []
         if self.per_class:
             made.append(Limit("class", scored.strata, [math.floor(q * s + 1e-9) for s in sizes.tolist()]))
@@ -93,9 +98,10 @@ class Trim:
         for groups in (scored.groups, *scored.more_groups):
             if groups is None or not self.group_guard or not (groups >= 0).any():
                 continue
-            made.append(Limit("group", groups, _allowance(np.bincount(groups[groups >= 0]), q)))
-            cell = np.where(groups >= 0, groups * len(sizes) + scored.strata, -1)
-            most = np.bincount(cell[cell >= 0]) - 1  # every class that a group has keeps one
+            inside, many = (groups >= 0) & counts, int(groups.max()) + 1
+            made.append(Limit("group", groups, _allowance(np.bincount(groups[inside], minlength=many), q)))
+            cell = np.where(groups >= 0, groups * classes + scored.strata, -1)
+            most = np.bincount(cell[inside], minlength=many * classes) - 1  # every class that a group has keeps one
             made.append(Limit("class in a group", cell.astype(np.int64), most.tolist()))
         return made
 

@@ -153,7 +153,10 @@ def _shown(arguments: list[str], command: Callable[[], int]) -> int:
 
         span = terminal().span
         rows = f"{span[1]:,} of {span[2]:,} rows kept" if span is not None and span[3] == "rows" else None
-        streams.write_line(f"interrupted: {rows or 'what was finished is kept'}; run the same command to continue")
+        if "--no-store" in arguments:
+            streams.write_line("interrupted: with --no-store nothing is kept; without it the same command continues")
+        else:
+            streams.write_line(f"interrupted: {rows or 'what was finished is kept'}; run the same command to continue")
         return 128 + error.number if isinstance(error, Stopped) else INTERRUPTED
     except BaseException as error:  # SystemExit too: code of the user's must not say that this is done
         if isinstance(error, BrokenPipeError) and streams.is_unread():  # else a pipe of the user's own code

@@ -225,6 +225,25 @@ def test_group_guard_says_what_it_passed_over_and_takes_the_next_lowest() -> Non
     assert "the group guard passed over 16 lower rows" in edits.notes
 
 
+@quick
+@given(st.integers(20, 120), st.integers(0, 1000), st.floats(0, 1), st.sampled_from(["trim", "per class", "relabel"]))
+def test_rows_of_weight_0_are_as_if_they_were_not_there(n: int, seed: int, share: float, kind: str) -> None:
+    """They spend no budget, and no class or group rests on them."""
+    rng = np.random.default_rng(seed)
+    weights = np.where(rng.random(n) < 0.4, 0.0, 1.0)
+    groups, other = rng.choice([-1, 0, 1], n, p=[0.1, 0.5, 0.4]), rng.integers(0, 3, n)
+    about = {"groups": groups, "best_label": other, "best_label_gain": np.full(n, 2.0)}
+    rows = random_scored(n, 3, seed, weights=weights, **about)
+    counts = np.flatnonzero(weights > 0)
+    left = scored(rows.score[counts], rows.labels[counts], keys=list(rows.keys[counts]),
+                  **{name: values[counts] for name, values in about.items()})  # fmt: skip
+    action = {"trim": Trim(), "per class": Trim(per_class=True), "relabel": Relabel()}[kind]
+    budget = int(share * len(counts))
+    found, expected = action.propose(rows, budget), action.propose(left, budget)
+    assert edited(found) == counts[expected.edited].tolist()
+    assert [note for note in found.notes if "guard" in note] == [note for note in expected.notes if "guard" in note]
+
+
 # -- relabel (T50 is in test_engine; here its guards) --------------------------------------------------------------
 
 

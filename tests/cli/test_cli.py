@@ -145,7 +145,7 @@ def test_a_score_after_relabelling_in_place_imports_no_torch(
         (["curate", "S", "--action", "trimm"], "unknown action 'trimm'", "'trim'"),
         (["curate", "S", "--by", "score_utilty"], "no score column", "'score_utility'"),
         (["curate", "S", "--budget", "many"], "--budget 'many'", "5% or 200"),
-        (["curate", "S", "--budget", "201"], "outside 0 to 200", "5% or 200"),
+        (["curate", "S", "--budget", "201"], "outside 0 to 200", "such as 50%, or at most 200"),
         (["curate", "S", "--action", "reweight", "--budget", "5%"], "takes no budget", "leave --budget out"),
         (["curate", "M"], "no column 'row_key'", "`score`"),
         (["curate", "S", "--set", "trim.gaurd=false"], "no option 'gaurd'", "'guard'"),
@@ -503,6 +503,16 @@ def test_what_is_stopped_says_what_was_kept_and_keeps_it(
     assert call_cli(*asked, "-o", "scores.parquet", cwd=tmp_path).code == 0
     ours, cold = (pq.read_table(p).column("score").to_numpy() for p in (tmp_path / "scores.parquet", scored))
     assert np.abs(ours - cold).max() <= 1e-6 * np.abs(cold).max()
+
+
+def test_what_is_stopped_without_a_store_says_that_nothing_is_kept(
+    tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, "training rows", at=1)
+        ran = call_cli("score", "--method", "ip", digits, "--checkpoint", digits_run, "--no-store", cwd=tmp_path)
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1].startswith("interrupted: with --no-store nothing is kept")
 
 
 @pytest.mark.parametrize("span", ["direction", "decode train rows"])

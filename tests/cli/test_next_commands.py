@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.data import tables
@@ -120,6 +122,29 @@ def test_trainings_that_are_proposed_have_their_seconds_beside_them(made: Path) 
     assert "100 subsets take about 150 s to train on, by what the model's own took" in ran.err
     assert next_words(ran)[-2:] == ["--lds", "100"]
     assert json.loads(before)["seconds"] > 0.0
+
+
+def test_of_a_table_of_few_rows_all_are_looked_at(made: Path) -> None:
+    table = pq.read_table(made / "m.parquet")
+    few = [*range(9), *np.flatnonzero(np.array(table.column("split").to_pylist()) == "val")[:3].tolist()]
+    pq.write_table(table.take(few), made / "few.parquet")
+    ran = call_cli("score", "few.parquet", "--checkpoint", "RUN", "--method", "loss", "-o", "f.parquet", cwd=made)
+    words = next_words(ran)
+    assert words[words.index("--budget") + 1] == "9"
+    assert call_cli(*words, cwd=made).code == 0
+    refused = call_cli("curate", "f.parquet", "--budget", "10", "-n", cwd=made)
+    assert refused.code == 2
+    assert "outside 0 to 9 rows" in refused.err
+    assert "at most 9" in refused.err
+
+
+def test_without_target_rows_a_run_is_scored_by_the_default(made: Path) -> None:
+    table = pq.read_table(made / "m.parquet")
+    pq.write_table(table.filter(pc.not_equal(table.column("split"), "val")), made / "no_val.parquet")
+    words = next_words(call_cli("retrain", "no_val.parquet", *MODEL, "-o", "NO_VAL", cwd=made))
+    assert "--method" not in words
+    ran = call_cli(*words, cwd=made)
+    assert ran.code == 0, ran.err
 
 
 def test_what_nothing_says_is_named_and_no_next_command(made: Path) -> None:

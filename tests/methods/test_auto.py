@@ -206,6 +206,22 @@ def test_the_budget_is_the_estimated_number_of_wrong_labels(digits: Path) -> Non
     assert provenance(edits.schema)["action"]["estimated"]["rows"] == count
 
 
+def test_of_rows_some_of_which_are_not_trained_on_the_budget_is_their_share(digits: Path) -> None:
+    count = provenance(pq.read_schema(digits / "s.parquet"))["facts"]["score_auto"]["wrong_labels"]
+    table = pq.read_table(digits / "m.parquet")
+    weights = np.where(np.arange(table.num_rows) % 4 == 0, 0.0, 1.0)
+    share = weights[np.array(table.column("split").to_pylist()) == "train"].mean()
+    write(table.append_column("weight", pa.array(weights)), digits / "weighted.parquet")
+    ran = call_cli(
+        "curate", "s.parquet", "--manifest", "weighted.parquet", "--by", "score_auto", "--set", "trim.guard=false",
+        "--budget", "auto", "--edits", "e.parquet", cwd=digits,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert pq.read_table(digits / "e.parquet").num_rows == round(count * share)
+    assert f"the {share:.1%} that are trained on (weight above 0) of the number of wrong labels" in ran.err
+    assert (pq.read_table(digits / "e.parquet").column("weight_was").to_numpy() > 0).all()
+
+
 def test_a_budget_is_refused_where_there_may_be_no_wrong_label(digits: Path) -> None:
     found = pq.read_table(digits / "s.parquet")
     origin = provenance(found.schema)

@@ -149,7 +149,9 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     noisy = any(asked.endswith(f"_{objective}") and is_noise(entry) for objective, entry in noise.items())
     few = table.num_rows < 20  # of which 5 % is no row
     if noisy or few or (judged and not some):  # noise, or there may be no wrong label: to look at, not to act on
-        return show_next("curate", result.output, *words, "--budget", FEW, "--report", "review.html")
+        return show_next(
+            "curate", result.output, *words, "--budget", min(FEW, table.num_rows), "--report", "review.html"
+        )
     return show_next("curate", result.output, *words, "--budget", AUTO if estimated else "5%", "-o", "clean.parquet")
 
 

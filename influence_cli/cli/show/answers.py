@@ -53,7 +53,9 @@ def next_of_retrain(metrics: Figures, asked: Figures) -> list[Any]:
 
     run = asked["output"]
     first = next(iter(next(iter(metrics["arms"].values()))["seeds"].values()))
-    target = [] if "target_loss" in first else ["--method", "loss"]  # which needs no target rows
+    # auto judges classes without target rows; of other labels it takes a method that needs them, and loss needs none
+    judged = "target_loss" in first or any(name.endswith("accuracy") for name in first)
+    target = [] if judged else ["--method", "loss"]
     score = ["--checkpoint", run, *asked["read"], *target, "-o", "scores.parquet"]
     if not metrics["comparison"]:
         return ["score", asked["manifest"], *score]

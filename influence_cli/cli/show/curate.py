@@ -13,6 +13,8 @@ from influence_cli.cli.show.run import show_noise
 from influence_cli.report.wrong_labels import estimates_of, wrong_labels_said
 from influence_cli.settings import parse_budget
 
+SHOWN = 20  # classes or groups of which all are told, whether edited or not
+
 if TYPE_CHECKING:
     from influence_cli.stages.curate.curate import Curated
 
@@ -44,8 +46,11 @@ def show_edits(curated: Curated) -> None:
             counts = (
                 f"{class_name(called, c) if isinstance(c, int) else c}: {v['edited']}/{v['rows']}, {v['after']} after"
                 for c, v in s[part].items()
+                if v["edited"] or len(s[part]) <= SHOWN
             )
-            out.note(f"  edited by {name}: " + "; ".join(counts))
+            spared = sum(not v["edited"] for v in s[part].values()) if len(s[part]) > SHOWN else 0
+            more = [f"{spared} others: none"] if spared else []
+            out.note(f"  edited by {name}: " + "; ".join([*counts, *more]))
     out.note(_balance(s))
     for line in s["warnings"]:
         out.warn(line)

@@ -43,9 +43,12 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
     for line in auto.get("why", ()):
         out.note(line)
     if auto.get("method") == "auto" and not auto["trusted"]:
+        tries = ["--method ip --params last --set ip.normalise=cosine"] if "memory" in session.said else []
+        tries = tries or ["--method loss", "--method ip"]
+        tries = [*(["--features MODEL"] if "features" not in run.manifest.payload_kind.columns else []), *tries]
         out.warn(
-            "auto tells wrong labels no better than chance here: score with --features MODEL, or with --method loss or "
-            "ip, and let `influence evaluate` say which to trust"
+            f"auto tells wrong labels no better than chance here: score with {' or '.join(tries)}, and let "
+            "`influence evaluate` say which to trust"
         )
     show_noise(origin)
 

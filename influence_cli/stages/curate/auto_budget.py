@@ -19,8 +19,9 @@ SCORE = "influence score MANIFEST --checkpoint RUN --method auto"
 def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest, Told]:
     """The request with a number of rows for a budget of ``auto``, and what is estimated: rows, interval, by.
 
-    Canaries tell where they have been asked; else the column that is acted on, where it estimates the number; else the
-    first column of the table that does.
+    Estimates are about all scored rows; of those only the ones that are trained on are edited, and so the budget is
+    their share of what is estimated (``trained_on``, where it is below 1).  Canaries tell where they have been asked;
+    else the column that is acted on, where it estimates the number; else the first column of the table that does.
 
     Raises:
         UsageError: nothing of the table estimates the number, or what does tells wrong labels no better than chance or
@@ -37,8 +38,10 @@ def with_rows(request: CurateRequest, scores: ScoreTable) -> tuple[CurateRequest
         raise UsageError(
             what, where=shown(request.scores), fix="look at the lowest rows, or give a number: --budget 5%"
         )
-    rows = min(round(told["rows"]), len(scores.train))
-    return replace(request, budget=str(rows)), {**told, "rows": rows}
+    share = float(scores.scored.counts.mean())
+    rows = min(round(told["rows"] * share), len(scores.train))
+    about = {"trained_on": share} if share < 1.0 else {}
+    return replace(request, budget=str(rows)), {**told, "rows": rows, **about}
 
 
 def said(told: Told) -> str:
@@ -48,8 +51,10 @@ def said(told: Told) -> str:
     '--budget auto: 108 rows, the number of wrong labels that score_auto estimates (95% interval 91 to 131)'
     """
     low, high = told["interval"]
+    share = told.get("trained_on")
+    part = "" if share is None else f"the {share:.1%} that are trained on (weight above 0) of "
     return (
-        f"--budget auto: {told['rows']:,} rows, the number of wrong labels that {_who(told['by'])} "
+        f"--budget auto: {told['rows']:,} rows, {part}the number of wrong labels that {_who(told['by'])} "
         f"(95% interval {low:,.0f} to {high:,.0f})"
     )
 
