@@ -23,7 +23,10 @@ WITHOUT_TORCH = 150 * MB  # a run whose every row is stored
 WEIGHTS = 13.0  # times the parameters: the model, directions, and rows of gradients that derivatives are checked with
 LIVE = 5.0  # times the largest tensor of a batch, for its value and for each tangent of it
 BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
-ROW = 200  # bytes of a manifest's row: keys, label, place in the store, score
+ROW = 100  # bytes of a manifest's row: keys, label, place in the store, score
+CLASS = (
+    11.0  # times the bytes of a train row's logit of every class: it and its tangent, as they are read and put in order
+)
 NARROW = 2.0  # times the bytes of the columns that are in memory: once as they are read, once in the table of scores
 FACTORS = 3.0  # times the bytes of a factor, while it is fitted
 BUCKETS = 16  # of target rows, which share no batch
@@ -36,6 +39,7 @@ def peak_memory(run: Run, session: Session, work: list[Work], tried: dict[str, A
     """
     manifests = {id(m): m for m in (run.manifest, run.target.manifest)}.values()
     rows = sum(ROW * len(m) + int(NARROW * m.table.nbytes) for m in manifests)
+    rows += 0 if run.model is None else int(CLASS * _value(run) * run.model.num_classes * len(run.train))
     if all(w.nothing for w in work) or run.model is None:
         return {"host_bytes": WITHOUT_TORCH + rows, "accelerator_bytes": 0}
     if "activations" not in tried:
