@@ -24,9 +24,7 @@ WEIGHTS = 13.0  # times the parameters: the model, directions, and rows of gradi
 LIVE = 5.0  # times the largest tensor of a batch, for its value and for each tangent of it
 BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
 ROW = 100  # bytes of a manifest's row: keys, label, place in the store, score
-CLASS = (
-    11.0  # times the bytes of a train row's logit of every class: it and its tangent, as they are read and put in order
-)
+CLASS = 11.0  # times the bytes of a train row's logits: they and their tangents, as they are read and put in order
 NARROW = 2.0  # times the bytes of the columns that are in memory: once as they are read, once in the table of scores
 FACTORS = 3.0  # times the bytes of a factor, while it is fitted
 BUCKETS = 16  # of target rows, which share no batch
