@@ -66,7 +66,9 @@ def wrong(table: pa.Table, here: Path) -> np.ndarray:
     return np.array([rows[i] for i in table.column("id").to_pylist()])
 
 
-def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: Path) -> None:
+def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = open_manifest(str(digits / "m.parquet"), "label")
     train, val = manifest.rows("train"), manifest.rows("val")
     found = pq.read_table(digits / "s.parquet")
@@ -76,25 +78,36 @@ def test_scores_are_the_log_odds_of_the_equation_on_the_models_features(digits: 
     x, v = (read.read("features", read.members[0], r)["features"] for r in (train, val))
     every = np.ones(len(train), dtype=bool), np.ones(len(val), dtype=bool)
     by_key = sorted(range(len(train)), key=lambda k: train.payload_keys[k].tobytes())  # all 300 rows are landmarks
-    z, of_held = kernel_features(x, v, np.array(by_key))
+    z, z_held = kernel_features(x, v, np.array(by_key))
     logs = []
     for deal in (0, 1):
         rows, held = (
             Rows(z, train.labels, dealt(train, every[0], 5, deal)),
-            Rows(of_held, val.labels, dealt(val, every[1], 5, deal)),
+            Rows(z_held, val.labels, dealt(val, every[1], 5, deal)),
         )
         logs.append([np.log(found) for found in CorrectedProbe(rows, held, 10, 5).probabilities()])
     p, of_held = (softmax((one + other) / 2) for one, other in zip(*logs, strict=True))
     said = wrong_labels(p, rows.y, of_held, held.y)
     own = p[np.arange(300), rows.y]
-    of_train, of_target = (
-        Labelled(f, part.labels, [dealt(part, some, 5, deal) for deal in (0, 1)])
-        for f, part, some in ((x, train, every[0]), (v, val, every[1]))
-    )
-    given = of_given_labels(of_train, of_target, 300 / (2 * 90), 10, 5)[np.arange(300), rows.y]
-    wanted, plain = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2, np.log(given / (1 - given))
+
+    def of_given(own_x: np.ndarray, target_x: np.ndarray) -> np.ndarray:
+        """Log-odds of the labels of rows by a probe on such features, a target row worth 300 / (2 * 90) rows."""
+        of_train, of_target = (
+            Labelled(f, part.labels, [dealt(part, some, 5, deal) for deal in (0, 1)])
+            for f, part, some in ((own_x, train, every[0]), (target_x, val, every[1]))
+        )
+        given = of_given_labels(of_train, of_target, 300 / (2 * 90), 10, 5)[np.arange(300), rows.y]
+        return np.log(given / (1 - given))
+
+    wanted, plain = (np.log(own / (1 - own)) + np.log((1 - said.each) / said.each)) / 2, of_given(x, v)
     alone = column(pq.read_table(digits / "alone.parquet"), "score_auto")
     assert alone == pytest.approx(wanted + plain, rel=1e-4)  # floors of 1e-12 aside
+    with monkeypatch.context() as narrow:  # of features that are too many those of the kernel are taken
+        narrow.setattr("influence_cli.methods.auto.WIDEST_LINEAR", x.shape[1] - 1)
+        assert call_cli(*SCORE, *ALONE, "-o", "wide.parquet", cwd=digits).code == 0
+    wide = column(pq.read_table(digits / "wide.parquet"))
+    assert wide == pytest.approx(wanted + of_given(z, z_held), rel=1e-4, abs=1e-4)
+    assert np.abs(wide - alone).max() > 0.1
     facts = provenance(found.schema)["facts"]["score_auto"]
     assert (facts["epochs"], 0.0 < facts["own_weight"] < 1.0) == (EPOCHS, True)  # so that all parts count
     noted, last = column(found, "score_data-maps"), np.exp(column(found, "score_loss"))
