@@ -45,7 +45,7 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
     if auto.get("method") == "auto" and not auto["trusted"]:
         tries = ["--method ip --params last --set ip.normalise=cosine"] if "memory" in session.said else []
         tries = tries or ["--method loss", "--method ip"]
-        tries = [*(["--features MODEL"] if "features" not in run.manifest.payload_kind.columns else []), *tries]
+        tries = [*(["--features MODEL"] if not run.manifest.payload_kind.as_it_is else []), *tries]
         out.warn(
             f"auto tells wrong labels no better than chance here: score with {' or '.join(tries)}, and let "
             "`influence evaluate` say which to trust"
