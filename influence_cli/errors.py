@@ -15,6 +15,8 @@ InfluenceError          exit code 2: the person at the keyboard can fix it
 from __future__ import annotations
 
 import errno
+import shlex
+from collections.abc import Iterable
 
 _SAYS_FULL = ("no space left on device", "os error 28", "storagefull", "disk quota exceeded")
 
@@ -89,6 +91,31 @@ def disk_full(error: BaseException) -> bool:
 def printable(text: str) -> str:
     """The text on one line, control characters escaped: an id or a path cannot write a line or colour of its own."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shell_word(word: object) -> str:
+    """A word as a shell takes it, all of it printable: what cannot be printed in bash's own form, $'...'.
+
+    >>> shell_word("plain"), shell_word("a b")
+    ('plain', "'a b'")
+    """
+    text = str(word)
+    return shlex.quote(text) if text.isprintable() else "$'" + "".join(map(_escaped, text)) + "'"
+
+
+def _escaped(c: str) -> str:
+    """A character within $'...': what cannot be printed by its bytes, of which a name may have any."""
+    if c.isprintable():
+        return f"\\{c}" if c in "\\'" else c
+    if c in "\n\t":
+        return {"\n": "\\n", "\t": "\\t"}[c]
+    escaped = 0xDC80 <= ord(c) <= 0xDCFF  # a byte that is no UTF-8; of any other surrogate there is no name
+    return "".join(f"\\x{b:02x}" for b in c.encode("utf-8", "surrogateescape" if escaped else "surrogatepass"))
+
+
+def shell_line(words: Iterable[object]) -> str:
+    """A command as a shell takes it."""
+    return " ".join(map(shell_word, words))
 
 
 def nearest(name: str, known: list[str]) -> str:

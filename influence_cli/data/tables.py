@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import functools
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from influence_cli.data.kinds.protocol import is_text
 from influence_cli.data.partitions import own_columns, partitioned, schema_with_folders, with_folders
 from influence_cli.data.plain_types import plain_batch, plain_schema, plain_table
 from influence_cli.data.provenance_shape import check
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, shell_line
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, parse_json, stack
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
@@ -81,7 +80,7 @@ def manifest_command(source: str, label: str = "label") -> str:
     if output.exists() or place.suffix == ".parquet":
         output = Path(f"{stem}-manifest.parquet")
     named = [] if label == "label" else ["--label", label]
-    return shlex.join(["influence", "manifest", source, *named, "-o", str(output)])
+    return shell_line(["influence", "manifest", source, *named, "-o", str(output)])
 
 
 def parquet_files(source: str, label: str = "label", taken: list[Path] | None = None) -> list[Path]:

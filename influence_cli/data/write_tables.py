@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from influence_cli.data.earlier import SCORES
 from influence_cli.data.formulas import formulas_in, without_formulas
 from influence_cli.data.locators import written_to
 from influence_cli.data.outputs import writing
-from influence_cli.errors import UsageError
+from influence_cli.errors import UsageError, shell_word
 from influence_cli.store.parquet import write_sealed
 
 TEXT_ROWS = 16_384  # that become text at once
@@ -29,7 +28,7 @@ def check_suffix(output: str, suffixes: tuple[str, ...] = (".parquet", ".csv", "
         if suffixes == (".parquet",):
             why, fix = (
                 "a manifest is Parquet",
-                f"{fix}; --export {shlex.quote(output)} writes rows in the form they came in",
+                f"{fix}; --export {shell_word(output)} writes rows in the form they came in",
             )
         raise UsageError(f"cannot write {output!r}: {why}", fix=fix)
 

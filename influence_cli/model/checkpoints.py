@@ -119,7 +119,8 @@ def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple
             return Checkpoint(locator, (path,), digest or file_digest(path)), carried
     except DamagedFile as error:
         raise DamagedModel(f"the checkpoint is damaged ({error})", where=str(path), fix="copy it again") from error
-    raise ModelError(f"unknown kind of checkpoint {path.suffix!r}", where=locator, fix="use .safetensors, .pt or .pth")
+    kind = f"unknown kind of checkpoint {path.suffix!r}" if path.suffix else "the checkpoint's name says of no kind"
+    raise ModelError(kind, where=locator, fix="use .safetensors, .pt or .pth, or the folder that retrain wrote")
 
 
 def find_model(

@@ -5,15 +5,20 @@ python -m pytest tests/cli/test_answers.py
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from influence_cli.cli.printing import parts_of
+from influence_cli.errors import shell_word
 from tests.cases import call_cli
 
 
@@ -101,3 +106,15 @@ def test_columns_that_do_not_fit_follow_below() -> None:
         parts = parts_of(header, cells, width)
         assert [k for part in parts for k in part[1:]] == list(range(1, 9))
         assert all(part[0] == 0 and 20 + 14 * (len(part) - 1) <= width for part in parts)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), st.booleans())
+@example("two\nlines it's \x1b[31m\u2028\\", False)
+def test_any_name_stands_in_a_command_as_bash_takes_it(name: str, no_utf8: bool) -> None:
+    name += os.fsdecode(b"\xff") if no_utf8 else ""
+    word = shell_word(name)
+    assert word.isprintable()
+    said = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True,
+                          env={"LC_ALL": "C.UTF-8"})  # fmt: skip
+    assert said.stdout == os.fsencode(name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.cli.settings.requests import StoreOptions, options_of
 from influence_cli.cli.settings.settings import Settings
-from influence_cli.errors import ManifestError, UsageError
+from influence_cli.errors import ManifestError, UsageError, shell_line
 from influence_cli.options import CURATE, EVALUATE, GRADS, MANIFEST, RETRAIN, SCORE, options_in, values_kept
 from influence_cli.settings import GradSpec, Inputs, Limits, Runtime
 
@@ -87,7 +86,7 @@ def review_commands(settings: Settings, scores: str) -> Commands:
         "label", "skip_bad", "allow_outside", *(["manifest"] if settings.command == CURATE else [])
     )
     apply = ["influence", "curate", scores, *read, "--decisions", "decisions.json", "-o", "decided.parquet"]
-    return Commands(shlex.join(map(str, made)), shlex.join(map(str, apply)))
+    return Commands(shell_line(made), shell_line(apply))
 
 
 def check_written(settings: Settings) -> None:

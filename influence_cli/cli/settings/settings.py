@@ -8,7 +8,6 @@ A key at its top applies to every command that has it; ``[score]`` to that comma
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 from influence_cli.cli.settings.no_effect import OF_METHODS, refuse_no_effect
 from influence_cli.cli.settings.requests import all_options, options_of
 from influence_cli.cli.settings.settings_file import SettingsFile, check_option_names, read_file, value_in_file
-from influence_cli.errors import UsageError
+from influence_cli.errors import UsageError, shell_line
 from influence_cli.options import GRADS, RETRAIN, SCORE, Option, build_request, options_in
 
 T = TypeVar("T")
@@ -90,7 +89,7 @@ class Settings:
     def command_line(self) -> str:
         """The command as it can be run again, by what stands on the command line."""
         words = ["influence", self.command, *filter(None, (self.source, *self.more)), *self.every_word()]
-        return shlex.join(str(word) for word in words)
+        return shell_line(words)
 
     def chosen(self, name: str) -> Any:
         """The value that anybody gives; None for the default."""

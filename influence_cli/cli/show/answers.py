@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from pathlib import Path
 from typing import Any
 
 from influence_cli.cli.console import terminal
+from influence_cli.errors import shell_line
 
 Figures = dict[str, Any]
 PLACES = ("scores.parquet", "clean.parquet", "RUN", "COMPARED")  # where the next command writes, as we name it
@@ -35,7 +35,7 @@ def show_next(*words: Any, fill_in: tuple[str, ...] = ()) -> None:
     if words[-2] == "-o" and words[-1] in PLACES:
         words = (*words[:-1], _free(words[-1]))
     begin = f"then, with {' and '.join(fill_in)} filled in" if fill_in else "next"
-    terminal().note(f"{begin}: " + " ".join(["influence", *(shlex.quote(str(word)) for word in words)]))
+    terminal().note(f"{begin}: " + shell_line(["influence", *words]))
 
 
 def _free(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from influence_cli.cli.printing import cell, print_table
 from influence_cli.cli.settings.requests import ResultOptions, options_of
 from influence_cli.cli.settings.settings import Settings
 from influence_cli.cli.show.table import STRONGEST, print_rows
+from influence_cli.errors import shell_line
 from influence_cli.options import SCORE
 from influence_cli.report.gate import FORMATS, ROOTS, render
 
@@ -139,4 +139,4 @@ def _beside(source: str) -> str:
 
 
 def _step(what: str, *words: Any) -> dict[str, str]:
-    return {"what": what, "command": " ".join(["influence", *(shlex.quote(str(word)) for word in words)])}
+    return {"what": what, "command": shell_line(["influence", *words])}

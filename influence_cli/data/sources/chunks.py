@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 
 from influence_cli.data.request import Columns
 from influence_cli.data.sources.protocol import LeftOut, pick
-from influence_cli.errors import UsageError
+from influence_cli.errors import UsageError, shell_word
 
 
 @dataclass(frozen=True)
@@ -49,5 +48,5 @@ def without_dropped(chunks: Chunks, columns: Columns) -> tuple[Chunks, Callable[
     both = next((name for name in columns.drop if name in asked), None)
     if both is not None:
         what = f"column {both} is asked for, and is to be left out with --drop-column"
-        raise UsageError(what, fix=f"leave --drop-column {shlex.quote(both)} out")
+        raise UsageError(what, fix=f"leave --drop-column {shell_word(both)} out")
     return others, dropped

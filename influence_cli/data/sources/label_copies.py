@@ -6,7 +6,6 @@ A model that is given such a column predicts nothing: scores of its rows say not
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from influence_cli.data.plain_types import pc
 from influence_cli.data.sources.features import as_texts, column_of
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, shell_word
 
 SAME = 0.99  # share of rows, and of each label's on average, above which a column is the label: predictions of it are
 CHANCE_BITS = 10.0  # that a column agrees by chance is less likely than 2 to the minus this, over all columns
@@ -104,7 +103,7 @@ def refuse_copies(copies: Sequence[tuple[str, LabelCopy]], where: str) -> None:
     if not copies:
         return
     names = [copy.column for _, copy in copies]
-    flags = " ".join(f"--drop-column {shlex.quote(name)}" for name in names)
+    flags = " ".join(f"--drop-column {shell_word(name)}" for name in names)
     it, they, noun = ("it", "it is", "column") if len(names) == 1 else ("them", "they are", "columns")
     fix = f"pass {flags} to leave {it} out; where {they} known before the label is, name all features with --features"
     what = "; ".join(copy.said(label) for label, copy in copies)

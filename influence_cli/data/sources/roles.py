@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mimetypes
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +24,7 @@ from influence_cli.data.sources.label_columns import label_columns
 from influence_cli.data.sources.protocol import ID_NAMES, IMAGE_NAMES, KEPT, LABEL_NAMES, LeftOut, pick
 from influence_cli.data.sources.survey import PLAIN, Survey
 from influence_cli.data.sources.text_columns import free_texts, text_columns
-from influence_cli.errors import ManifestError
+from influence_cli.errors import ManifestError, shell_word
 
 ROW_NUMBERS = "none"  # as --id: rows are numbered
 _INDEX = re.compile(r"__index_level_\d+__|Unnamed: \d+(_level_\d+)?|\s*")  # pandas' index, and no name at all
@@ -243,7 +242,7 @@ def _called_label(features: Sequence[Feature], label: str) -> Iterator[str]:
     for name in (f.column for f in features if f.column.strip().lower() in LABEL_NAMES):
         yield (
             f"column {name} is a feature, though it is called as labels are; its values are not those of {label}; "
-            f"--drop-column {shlex.quote(name)} leaves it out"
+            f"--drop-column {shell_word(name)} leaves it out"
         )
 
 
