@@ -428,7 +428,7 @@ def test_member_rates_are_uniform_below_p_max() -> None:
 # -- T30: the rate matters -----------------------------------------------------------------------------------------
 
 
-def test_different_rates_give_different_scores(trained_digits: Problem) -> None:
+def test_t30_different_rates_give_different_scores(trained_digits: Problem) -> None:
     """The published table has identical rows for three rates; ours must not (Spearman below .9999).
 
     methods.md 4.8(e) measured, with ip, .988 at p_max .01, .93 at .1 and .66 at .5 on such an MLP.
