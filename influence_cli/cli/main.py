@@ -62,12 +62,17 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except BaseException as error:  # it cannot even be described
         streams.write_line(f"error: {type(error).__name__}")
-    for number in ours if arguments is not None else ():  # called from a program, whose signals they are
-        signal.signal(number, signal.SIG_DFL)
+    for number in ours:  # called from a program they are its own; else all is done, but temporary files have yet to go
+        signal.signal(number, signal.SIG_DFL if arguments is not None else _pass_over_once)
     streams.let_go()
     if arguments is None and seat() is not None:
         _end_now(code)
     sys.exit(code)
+
+
+def _pass_over_once(number: int, _: Any) -> None:
+    """At the end of a command, whose exit code is known; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _end_now(code: int) -> NoReturn:

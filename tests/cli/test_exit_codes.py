@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from influence_cli.cli import streams
 from influence_cli.cli.main import main
 from influence_cli.errors import ManifestError, ModelError, StoreError
 from tests.baselines import first_of_baseline
-from tests.cases import call_cli, environment, run_cli
+from tests.cases import call_cli, environment, run_cli, run_python
 
 # ---- code of the user's that ends the program --------------------------------------------------------------------
 
@@ -332,3 +333,20 @@ def test_both_ways_to_start_give_the_same_code(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["score", "gone.parquet"])
     assert ended.value.code == 2
+
+
+def test_a_signal_while_temporary_files_go_does_not_stop_that_and_a_second_one_does(tmp_path: Path) -> None:
+    ends = """
+import atexit, os, signal, sys
+from influence_cli.cli.main import main
+def hit(times):
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGTERM)
+atexit.register(lambda: print("all gone", flush=True))
+atexit.register(hit, int(sys.argv.pop()))
+main()
+"""
+    for times, code, gone in ((1, 0, True), (2, -signal.SIGTERM, False)):
+        ran = run_python(ends, "methods", times, cwd=tmp_path)
+        assert ran.code == code, ran.err
+        assert (b"all gone" in ran.out) == gone

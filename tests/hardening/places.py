@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -169,8 +170,9 @@ def _whole(arguments: tuple[str, ...], data: Path) -> int:
     atexit._clear()  # what this process registered is not the fork's
     os.dup2(os.open(data, os.O_RDONLY), 0)
     code = 0
+    sys.argv = ["influence", *arguments]
     try:
-        main(list(arguments))
+        main()
     except SystemExit as error:
         code = int(error.code or 0)
     atexit._run_exitfuncs()
