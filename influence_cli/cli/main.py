@@ -45,6 +45,7 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+_came: list[int] = []  # signals that ended this command
 _LEAVE = os._exit  # before code of the user's is refused it
 
 
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except BaseException as error:  # it cannot even be described
         streams.write_line(f"error: {type(error).__name__}")
+    if code == INTERRUPTED and _came:  # what raised it has made a KeyboardInterrupt of its own of it
+        code = 128 + _came[0]
     for number in ours:  # called from a program they are its own; else all is done, but temporary files have yet to go
         signal.signal(number, signal.SIG_DFL if arguments is not None else _pass_over_once)
     streams.let_go()
@@ -97,8 +100,10 @@ def _end_in_order() -> list[int]:
 
     def stop(number: int, _: Any) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
+        _came.append(number)
         raise Stopped(number)
 
+    _came.clear()
     numbers = [int(getattr(signal, name)) for name in ENDING if hasattr(signal, name)]
     ours: list[int] = []
     for number in numbers:

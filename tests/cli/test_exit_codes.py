@@ -350,3 +350,19 @@ main()
         ran = run_python(ends, "methods", times, cwd=tmp_path)
         assert ran.code == code, ran.err
         assert (b"all gone" in ran.out) == gone
+
+
+def test_a_signal_keeps_its_code_where_a_library_makes_an_interrupt_of_its_own_of_it(tmp_path: Path) -> None:
+    converts = """
+import os, signal, sys
+from influence_cli.cli import main as module
+def run(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        signal.sigtimedwait([], 5)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+module.run = run
+module.main()
+"""
+    assert run_python(converts, "methods", cwd=tmp_path).code == 128 + signal.SIGHUP
