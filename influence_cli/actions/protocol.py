@@ -62,6 +62,11 @@ class Scored:
         """Which rows [n] are trained on: to edit one of weight 0 would change nothing, and no class rests on it."""
         return self.weights > 0
 
+    def candidates(self) -> Ints:
+        """Rows that may be edited: those of ``ascending`` that are trained on."""
+        order = self.ascending()
+        return order[self.counts[order]]
+
     @functools.cached_property
     def _ascending(self) -> Ints:
         finite = np.flatnonzero(np.isfinite(self.score))

@@ -50,11 +50,11 @@ class Relabel:
         labels, reason = scored.labels.copy(), [""] * n
         done, blocked, notes = 0, 0, list[str]()
         gap = closing(scored, self.parity, self._gain(scored), notes)
-        for i in each(scored.ascending()):
+        for i in each(scored.candidates()):
             if done == budget or gap.done:
                 break
             c = int(scored.labels[i])
-            if not (admissible[i] and counts[i]):
+            if not admissible[i]:
                 continue
             if allowed[c] <= 0:
                 blocked += 1

@@ -47,14 +47,12 @@ class Trim:
         before = np.zeros(len(scored.labels), dtype=bool) if before is None else before
         limits = self.limits(scored, budget + int(before.sum()))
         left = [_left(limit, before) for limit in limits]
-        taken, notes, counts = list[int](), list[str](), scored.counts
+        taken, notes = list[int](), list[str]()
         gap = closing(scored, self.parity, -scored.weights * scored.score, notes)
         blocked = dict.fromkeys((limit.name for limit in limits), 0)
-        for i in each(scored.ascending()):
+        for i in each(scored.candidates()):
             if len(taken) == budget or gap.done or (self.only_negative and scored.score[i] >= 0):
                 break
-            if not counts[i]:
-                continue
             parts = [int(limit.part[i]) for limit in limits]
             full = [k for k, part in enumerate(parts) if part >= 0 and left[k][part] <= 0]
             if full:

@@ -179,8 +179,7 @@ def _as_cut(request: CurateRequest, scores: ScoreTable, budget: int) -> tuple[Sc
         raise UsageError(
             "reweight touches every scored row, and --bins edits those that are sure", fix="trim or relabel"
         )
-    order = replace(scores.scored, score=score).ascending()
-    order = order[scores.scored.counts[order]][:budget]
+    order = replace(scores.scored, score=score).candidates()[:budget]
     beyond = np.zeros(len(score), dtype=bool)
     beyond[order] = True
     bins = binned(scores, request, beyond, float(score[order[-1]]) if len(order) else -np.inf)
