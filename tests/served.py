@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import select
 import socket
 import subprocess
@@ -17,9 +18,12 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from influence_cli.store import mirror, remote
 
 KEY, SECRET = "AKIAINFLUENCETEST001", "a-secret-that-stands-in-no-file"
 BUCKET = "data"
@@ -221,3 +225,24 @@ def everything_below(*folders: Path) -> Iterator[tuple[Path, bytes]]:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 yield path, path.read_bytes()
+
+
+@contextlib.contextmanager
+def cut_off(endpoint: str, cuts: int, after: int) -> Iterator[str]:
+    """The endpoint of a proxy that cuts so many connections; all of them have been cut when it is left."""
+    proxy = Cutting(endpoint, cuts, after)
+    try:
+        yield proxy.endpoint
+        assert proxy.cut == cuts
+    finally:
+        proxy.close()
+        remote._file_system.cache_clear()
+
+
+def asking_afresh(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Ask a server by the environment, with nothing remembered of another."""
+    monkeypatch.setattr(remote, "_copies", {})
+    monkeypatch.setattr(mirror, "_mirrors", {})
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    remote._file_system.cache_clear()
+    return mock.patch.dict(os.environ, s3_environment(endpoint))

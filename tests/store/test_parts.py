@@ -5,7 +5,6 @@ python -m pytest tests/store/test_parts.py
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -22,7 +21,7 @@ from influence_cli.store import parts, remote
 from influence_cli.store.parquet import write_sealed
 from influence_cli.store.putting import put
 from tests.cases import call_cli, column, environment
-from tests.served import BUCKET, SECRET, Cutting, s3_environment, s3_server
+from tests.served import BUCKET, SECRET, asking_afresh, cut_off, s3_environment, s3_server
 
 PART = 1 << 16
 
@@ -34,11 +33,8 @@ def endpoint() -> Iterator[str]:
 
 
 def asking(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> mock._patch_dict:
-    monkeypatch.setattr(remote, "_copies", {})
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
     monkeypatch.setattr(remote, "PART", PART)
-    remote._file_system.cache_clear()
-    return mock.patch.dict(os.environ, s3_environment(endpoint))
+    return asking_afresh(endpoint, monkeypatch)
 
 
 @pytest.fixture
@@ -122,14 +118,8 @@ def test_a_connection_that_drops_costs_the_part_in_hand(
 ) -> None:
     with asking(endpoint, monkeypatch):
         put(wide, address("dropped.parquet"))
-    proxy = Cutting(endpoint, cuts=2, after=40_000)
-    try:
-        with asking(proxy.endpoint, monkeypatch):
-            assert open_manifest(address("dropped.parquet")).fingerprint == open_manifest(str(wide)).fingerprint
-        assert proxy.cut == 2
-    finally:
-        proxy.close()
-        remote._file_system.cache_clear()
+    with cut_off(endpoint, cuts=2, after=40_000) as proxy, asking(proxy, monkeypatch):
+        assert open_manifest(address("dropped.parquet")).fingerprint == open_manifest(str(wide)).fingerprint
 
 
 def test_a_server_that_goes_away_and_a_file_that_changes_are_told_as_they_are(

@@ -34,12 +34,15 @@ from tests.served import (
     BUCKET,
     KEY,
     SECRET,
-    Cutting,
+    cut_off,
     everything_below,
     google_server,
     hub_server,
     s3_environment,
     s3_server,
+)
+from tests.served import (
+    asking_afresh as asking,
 )
 
 
@@ -54,14 +57,6 @@ def here(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """This process, as one that may ask the server."""
     with asking(endpoint, monkeypatch):
         yield endpoint
-
-
-def asking(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> mock._patch_dict:
-    monkeypatch.setattr(remote, "_copies", {})
-    monkeypatch.setattr(mirror, "_mirrors", {})
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
-    remote._file_system.cache_clear()
-    return mock.patch.dict(os.environ, s3_environment(endpoint))
 
 
 def address(name: str) -> str:
@@ -118,14 +113,8 @@ def test_a_connection_that_drops_is_made_again_and_costs_the_part_in_hand(
     monkeypatch.setattr(remote, "PART", 1 << 18)
     with asking(endpoint, monkeypatch):
         put(file, address("large"))
-    proxy = Cutting(endpoint, cuts=2, after=100_000)
-    try:
-        with asking(proxy.endpoint, monkeypatch):
-            assert fetched(address("large")).read_bytes() == data
-        assert proxy.cut == 2
-    finally:
-        proxy.close()
-        remote._file_system.cache_clear()
+    with cut_off(endpoint, cuts=2, after=100_000) as proxy, asking(proxy, monkeypatch):
+        assert fetched(address("large")).read_bytes() == data
 
 
 def test_a_server_that_is_gone_is_an_error_that_says_what_to_do_and_leaves_nothing_half_written(
