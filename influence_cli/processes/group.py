@@ -156,6 +156,10 @@ class Group(ABC):
         self.exchange(None)
         self._add_up(tensors)
 
+    def add_up_now(self, tensor: Tensor) -> None:
+        """Put the sum over the processes in the place of a tensor, in the midst of a job in lockstep."""
+        self._add_up([tensor])
+
     def mean(self, tensor: Tensor) -> None:
         """Put the mean over the processes in the place of a tensor, in the midst of a job in lockstep."""
         self._add_up([tensor])

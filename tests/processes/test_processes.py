@@ -294,19 +294,19 @@ def test_torchrun_scores_as_one_process_does_and_says_everything_once(
     assert ran.stderr.count("200 train rows") == 1  # one leads, and the other is its help
 
 
-def test_torchrun_trains_as_one_process_does(digits: Path, tmp_path: Path) -> None:
-    recipe = Recipe(epochs=3, lr=0.1, batch_size=32)
-    asked = RetrainRequest(
-        Inputs(str(digits), model="mlp:16"), str(tmp_path / "alone"), device="cpu", record=("epochs",)
-    )
+@pytest.mark.parametrize(("model", "lr", "near"), [("mlp:16", 0.1, 1e-5), ("test_resnet", 0.01, 1e-4)])
+def test_torchrun_trains_as_one_process_does(model: str, lr: float, near: float, digits: Path, tmp_path: Path) -> None:
+    """Also a network with BatchNorm, which sees the whole of each batch; in it rounding grows with every step."""
+    recipe = Recipe(epochs=3, lr=lr, batch_size=32)
+    asked = RetrainRequest(Inputs(str(digits), model=model), str(tmp_path / "alone"), device="cpu", record=("epochs",))
     alone = retrain(asked, recipe)
     options = (
         "--model",
-        "mlp:16",
+        model,
         "--epochs",
         3,
         "--lr",
-        0.1,
+        lr,
         "--batch-size",
         32,
         "--record",
@@ -322,7 +322,8 @@ def test_torchrun_trains_as_one_process_does(digits: Path, tmp_path: Path) -> No
     shared = json.loads((tmp_path / "shared" / "metrics.json").read_text())
     for name, value in alone["arms"]["all rows"]["seeds"]["0"].items():
         if isinstance(value, float):
-            assert shared["arms"]["all rows"]["seeds"]["0"][name] == pytest.approx(value, rel=1e-5)
+            assert shared["arms"]["all rows"]["seeds"]["0"][name] == pytest.approx(value, rel=near)
     (values,) = sorted((tmp_path / "alone" / "epochs").glob("0*.safetensors"))
     for name, of_rows in load_file(values).items():
-        assert np.allclose(load_file(tmp_path / "shared" / "epochs" / values.name)[name], of_rows, atol=1e-4), name
+        found = load_file(tmp_path / "shared" / "epochs" / values.name)[name]
+        assert np.allclose(found, of_rows, atol=10 * near), (name, np.abs(found - of_rows).max(axis=0))

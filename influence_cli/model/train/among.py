@@ -8,12 +8,13 @@ of them, from the k-th on.  With the weights of all of the batch's rows,
 so that the mean over processes is the loss of one, and gradients are its gradients to rounding.  A batch too small to
 be shared is run by all of them alike.
 
-BatchNorm in training mode normalises by a process's own rows, and its running statistics are those of the first process
-(buffers are broadcast from it before every step): torch can sum statistics over processes on CUDA alone.
+BatchNorm in training mode normalises by all rows of the batch, whichever process has them, and so has the running
+statistics of one process (``maths.shared_batch_norm``; torch's own SyncBatchNorm runs on CUDA alone).
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from influence_cli.maths.shared_batch_norm import SharedBatchNorm
 from influence_cli.processes.group import Group
 
 if TYPE_CHECKING:
     from influence_cli.model.train.epoch_values import Values
 
-LEAST = 2  # rows of a process's share, which BatchNorm can normalise
+LEAST = 2  # rows of a process's share: some models take a batch of one for none
 
 
 class Among:
@@ -36,10 +38,17 @@ class Among:
     def __init__(self, group: Group, model: nn.Module, device: torch.device, some: Any) -> None:
         """All of them have the first one's weights then; ``some`` inputs tell which parameters are in use."""
         self.group, self.model = group, _distributed(model, device, not _uses_all(model, some))
+        self.norms = any(isinstance(module, _BatchNorm) for module in model.modules())
 
     def own(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The share of this process in a batch's rows."""
         return chosen[self.group.rank :: self.group.size] if self._shared(len(chosen)) else chosen
+
+    def batch(self, rows: int) -> contextlib.AbstractContextManager[Any]:
+        """Within it, what the model makes of its share depends on the whole batch of so many rows as it does alone."""
+        if not self.norms or not self._shared(rows):
+            return contextlib.nullcontext()
+        return SharedBatchNorm(self.group.rank, self.group.size, self.group.add_up_now)
 
     def loss(self, losses: Tensor, weights: Tensor, rows: int, total: float) -> tuple[Tensor, Tensor]:
         """The loss that this process takes gradients of, and that of the batch of so many rows and so much weight."""
@@ -72,11 +81,6 @@ def _uses_all(model: nn.Module, some: Any) -> bool:
     found = torch.autograd.grad(model(some).float().sum(), trained, allow_unused=True)
     model.train()
     return all(g is not None for g in found)
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a model normalises by what else is in the batch."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def put_together(parts: list[Values]) -> Values:

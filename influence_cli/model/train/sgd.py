@@ -8,6 +8,7 @@ so taking a row out moves no other row in the order and changes no other row's a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +125,8 @@ def train(
         for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among):
             rate = recipe.rate(step, steps)
             _set_rate(optimizer, rate)
-            with few_pixels(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            alike = contextlib.nullcontext() if among is None else among.batch(whole[0])
+            with few_pixels(), alike, torch.autocast(device.type, torch.bfloat16, enabled=mixed):
                 logits = network(as_argument(to_input(values.to(device), data.spec, torch.float32)))
             y, w = y.to(device), w.to(device)
             losses = row_loss.rows(logits.float() if mixed else logits, y)

@@ -68,7 +68,6 @@ class TrainingRun:
     changed: Changed | None = None  # twins of test rows
     twins: Examples | None = None  # the test rows with their twins, decoded
     group: Group | None = field(default_factory=current)  # the processes that train together
-    said_norm: bool = False  # what BatchNorm sees of a batch
     said_start: bool = False  # what of the first model is drawn anew
     trainings: list[Training] = field(default_factory=list)  # in order; one that is asked for again is named again
     _new: set[str] = field(default_factory=set)  # folders of what this run has trained itself
@@ -181,18 +180,11 @@ class TrainingRun:
 
     def _train(self, model: nn.Module, data: Examples, seed: int, *told: Any) -> int:
         """Train in place, by all processes of the run where there are several; returns the number of steps."""
-        from influence_cli.model.train.among import has_batch_norm
         from influence_cli.model.train.sgd import train
 
         group = helpers(self.request, self.recipe, self.group)
         if group is None:
             return train(model, data, self.recipe, seed, self.device, *told)
-        if has_batch_norm(model) and not self.said_norm:
-            self.said_norm = True
-            self.listener.note(
-                f"BatchNorm sees the rows of one process, {self.recipe.batch_size // group.size} of "
-                f"{self.recipe.batch_size} in a batch; running statistics are those of the first"
-            )
         run = (self.request, self.recipe, seed, self.base.ids)
         return train_together(group, *run, model, data, self.device, *told)
 
