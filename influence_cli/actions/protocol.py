@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import UsageError
-from influence_cli.store.keys import Keys, words_of
+from influence_cli.store.keys import Keys, nearly_ordered, taken, words_of
 
 BLOCK = 8192  # rows whose places are Python's numbers at once
 Ints = NDArray[np.int64]
@@ -71,11 +71,12 @@ class Scored:
     def _ascending(self) -> Ints:
         finite = np.flatnonzero(np.isfinite(self.score))
         score = self.score[finite]
-        order = np.argsort(score)
-        ordered = score[order]
-        if bool((ordered[1:] == ordered[:-1]).any()):
-            order = np.lexsort((*reversed(words_of(self.keys[finite])), score))
-        return finite[order].astype(np.int64, copy=False)
+        order, alike = nearly_ordered(_words(score))
+        if len(alike):
+            some = order[alike]
+            keys = words_of(taken(self.keys, finite[some]))
+            order[alike] = some[np.lexsort((*reversed(keys), score[some]))]
+        return finite[order]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,17 @@ class Edits:
     def edited(self) -> Ints:
         """Positions of the edited rows."""
         return np.array([i for i, r in enumerate(self.reason) if r], dtype=np.int64)
+
+
+def _words(values: Floats) -> NDArray[np.uint64]:
+    """Whole numbers [n] in the order of real ones.
+
+    >>> np.argsort(_words(np.array([0.5, -2.0, 3.0, -0.1]))).tolist(), len(set(_words(np.array([0.0, -0.0])).tolist()))
+    ([1, 3, 0, 2], 1)
+    """
+    bits = (values + 0.0).view(np.uint64)  # of which -0.0 is none
+    sign = np.uint64(1 << 63)
+    return bits ^ np.where(bits & sign, ~np.uint64(0), sign)
 
 
 def each(rows: Ints) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -12,10 +12,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from influence_cli.store.arrow import array_of, values_of
+from influence_cli.store.keys import key_order, stack, taken, words_of
 from influence_cli.store.parquet import column_digest
 
 BLOCK = 65_536  # ids that are Python's at once
 MOST = 1 << 31  # bytes that a column of plain texts holds
+TOGETHER = 4  # times as long as new digests: shorter arrays of them become one with the new
+Words = tuple[NDArray[np.uint64], NDArray[np.uint64]]  # [n] each: the halves of digests, sorted by the first
 
 
 def places_of(ids: Ids, among: Ids) -> NDArray[np.int64]:
@@ -34,6 +37,23 @@ def distinct(ids: Ids) -> bool:
     return True
 
 
+def perhaps_twice(columns: Iterable[pa.ChunkedArray]) -> bool:
+    """Whether an id may stand twice in columns of them, by hashes of 8 bytes each; where it does, this is true.
+
+    >>> perhaps_twice([pa.chunked_array([["a", "b"]]), pa.chunked_array([["c", None, None]])])
+    False
+    >>> perhaps_twice([pa.chunked_array([["a", "b"]]), pa.chunked_array([["b"]])])
+    True
+    """
+    hashes = [np.zeros(0, np.int64)]
+    for column in columns:
+        there = column.drop_null()
+        hashes.append(np.fromiter(map(hash, map(str, there.to_pylist())), np.int64, len(there)))
+    every = np.concatenate(hashes)
+    every.sort()
+    return bool((every[1:] == every[:-1]).any())
+
+
 class SeenIds:
     """Which ids of rows that come some at a time have come before: 16 bytes each, in sorted arrays of doubling sizes.
 
@@ -43,29 +63,50 @@ class SeenIds:
     """
 
     def __init__(self) -> None:
-        self._sorted: list[NDArray[np.bytes_]] = []  # digests, the longest array first
+        self._sorted: list[Words] = []  # of digests, the longest first
 
     def twice(self, ids: Sequence[str | None]) -> list[bool]:
         """Whether each of the next ids has come before, among them or earlier; null counts as new."""
         there = np.array([k for k, name in enumerate(ids) if name is not None], dtype=np.int64)
-        digests = [hashlib.blake2b(str(name).encode(), digest_size=16).digest() for name in ids if name is not None]
-        keys = np.array(digests, dtype="S16")
-        order = np.argsort(keys, kind="stable")
-        keys, old = keys[order], np.zeros(len(keys), dtype=bool)
-        old[1:] = keys[1:] == keys[:-1]  # equal ones stand as they stood: the first of them first
+        keys = stack([hashlib.blake2b(str(name).encode(), digest_size=16).digest() for name in ids if name is not None])
+        order = key_order(keys)
+        high, low = words_of(taken(keys, order))
+        old = np.zeros(len(keys), dtype=bool)
+        old[1:] = (high[1:] == high[:-1]) & (low[1:] == low[:-1])  # equal ones stand as they stood: the first one first
         for known in self._sorted:
-            old |= known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
-        self._add(keys[~old])
+            old |= _are_in(known, (high, low))
+        self._add((high[~old], low[~old]))
         found = np.zeros(len(ids), dtype=bool)
         found[there[order[old]]] = True
         return found.tolist()
 
-    def _add(self, keys: NDArray[np.bytes_]) -> None:
-        """Take new digests, sorted; arrays of about one length become one."""
-        while self._sorted and len(self._sorted[-1]) < 2 * len(keys):
-            keys = np.sort(np.concatenate([self._sorted.pop(), keys]), kind="stable")
-        if len(keys):
-            self._sorted.append(keys)
+    def _add(self, words: Words) -> None:
+        """Take new digests, sorted; arrays of about one length become one, so that there are few."""
+        while self._sorted and len(self._sorted[-1][0]) < TOGETHER * len(words[0]):
+            high, low = (np.concatenate(both) for both in zip(self._sorted.pop(), words, strict=True))
+            order = np.argsort(high, kind="stable")
+            words = high[order], low[order]
+        if len(words[0]):
+            self._sorted.append(words)
+
+
+def _are_in(known: Words, words: Words) -> NDArray[np.bool_]:
+    """Whether each of some digests is among others, both sorted by their first words.
+
+    >>> some, others = np.array([4, 5, 6], np.uint64), np.array([5, 5, 6], np.uint64)
+    >>> _are_in((others, np.array([1, 2, 3], np.uint64)), (some, np.array([1, 2, 4], np.uint64))).tolist()
+    [False, True, False]
+    """
+    (high, low), found = known, np.zeros(len(words[0]), dtype=bool)
+    at = np.searchsorted(high, words[0])
+    left = np.flatnonzero(at < len(high))
+    while len(left := left[high[at[left]] == words[0][left]]):  # once, unless several have one first word
+        same = low[at[left]] == words[1][left]
+        found[left[same]] = True
+        left = left[~same]
+        at[left] += 1
+        left = left[at[left] < len(high)]
+    return found
 
 
 class Ids(Sequence[str]):

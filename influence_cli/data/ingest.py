@@ -19,7 +19,7 @@ from influence_cli.data.classes import CLEAN
 from influence_cli.data.content_notes import SHOWN, content_notes
 from influence_cli.data.earlier import MADE, marked
 from influence_cli.data.frames import name_of
-from influence_cli.data.ids import SeenIds
+from influence_cli.data.ids import SeenIds, perhaps_twice
 from influence_cli.data.kinds import KINDS, kind_in
 from influence_cli.data.kinds.protocol import BadPayload, Kind
 from influence_cli.data.label_kinds import CLASSES, DEFAULT, NOTHING, NUMBERS, TASK_KEY, TASKS
@@ -127,13 +127,18 @@ def _shares(text: str) -> tuple[float, float]:
     return parts[0] / sum(parts), (parts[0] + parts[1]) / sum(parts)
 
 
-def _splits_of(source: Source) -> set[str]:
-    """The splits that a source has."""
+def _splits_and_ids(source: Source) -> tuple[set[str], bool]:
+    """The splits that a source has, and whether an id may stand twice in it."""
     found = set[str]()
-    for table in (source.narrow or source.tables)():
-        if "split" in table.column_names:
-            found.update(table.column("split").to_pylist())
-    return found
+
+    def ids() -> Iterator[pa.ChunkedArray]:
+        for table in (source.narrow or source.tables)():
+            if "split" in table.column_names:
+                found.update(table.column("split").to_pylist())
+            yield table.column("id")
+
+    twice = perhaps_twice(ids())
+    return found, twice
 
 
 class _Conversion:
@@ -145,11 +150,11 @@ class _Conversion:
         # in memory the program names files, and in a folder of images its owner's links do: nothing of the data
         self.trusted = not isinstance(request.source, str | Path) or source.kind == IMAGE_FOLDER
         self.elsewhere = 0
-        self.splits = _splits_of(source)
+        self.splits, twice = _splits_and_ids(source)
         self.labels = reader_of(source.task, source.classes, source.narrow or source.tables)
         self.notes = list(self.labels.notes)
         self.skipped: list[tuple[str, str]] = []
-        self._seen = SeenIds()
+        self._seen = SeenIds() if twice else None  # the first row of an id keeps it; most sources have none twice
         self._remarks: Counter[str] = Counter()
         how = f"by payload, {request.split} (train/val/test), seed {request.seed}"
         if not self.splits:
@@ -166,7 +171,8 @@ class _Conversion:
         for table in self.source.tables():
             kind, rows = kind_in(table.column_names), list[dict[str, Any]]()
             assert kind is not None  # every source finds a payload, or says that there is none
-            twice = self._seen.twice(table.column("id").to_pylist())
+            ids = table.column("id").to_pylist()
+            twice = [False] * len(ids) if self._seen is None else self._seen.twice(ids)
             for k, row in enumerate(table.to_pylist(), first):
                 try:
                     rows.append(self._row(row, kind, twice[k - first]))

@@ -43,7 +43,7 @@ from influence_cli.data.tables import concatenated, differing, manifest_command,
 from influence_cli.errors import ManifestError
 from influence_cli.store.arrow import array_of, values_of
 from influence_cli.store.file_keys import StoredFileKeys
-from influence_cli.store.keys import Keys, digest_of_sorted, row_keys
+from influence_cli.store.keys import Keys, digest_of_sorted, row_keys, taken
 from influence_cli.store.manifest_keys import LEAST_ROWS, ReadBefore, digest_of_parts
 from influence_cli.store.shards import positions
 
@@ -159,7 +159,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """Name of the content that stages agree on: ids, rows and splits, in any order (weights change no score)."""
         used = np.flatnonzero(self.splits != SKIPPED)
-        return named_rows(self.ids.take(used), self.row_keys[used], self.splits[used])
+        return named_rows(self.ids.take(used), taken(self.row_keys, used), self.splits[used])
 
     def weights(self) -> NDArray[np.float64]:
         """Row weights [n]; 1 where there is no ``weight`` column."""
@@ -211,7 +211,7 @@ class Rows:
 
     def _of(self, values: NDArray[Any]) -> NDArray[Any]:
         """The values of these rows; those of the manifest themselves where they are all of its rows."""
-        return values if self._every else values[self.index]
+        return values if self._every else taken(values, self.index)
 
     @functools.cached_property
     def _every(self) -> bool:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from influence_cli.data.ids import Ids
 from influence_cli.data.split_column import Splits
 from influence_cli.store.arrow import values_of
-from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, fingerprint_of_text
+from influence_cli.store.keys import KEY_BYTES, Keys, canonical_json, fingerprint_of_text, taken
 from influence_cli.store.parquet import column_digest
 
 BLOCK = 4096  # rows whose text is in memory at once: of more, what one block lets go is given back and taken anew
@@ -33,7 +33,7 @@ def named_rows(ids: Ids, keys: Keys, splits: Splits) -> str:
             here = order[first : first + BLOCK]
             names = ids.take(here)
             quoted = [f'"{name}"' for name in names] if plain else [canonical_json(name) for name in names]
-            digits = np.ascontiguousarray(keys[here]).tobytes().hex()
+            digits = taken(keys, here).tobytes().hex()
             rows = zip(quoted, range(0, len(digits), 2 * KEY_BYTES), splits[here].tolist(), strict=True)
             block = ",".join([f'[{name},"{digits[at : at + 2 * KEY_BYTES]}","{split}"]' for name, at, split in rows])
             yield (("," if first else "") + block).encode()

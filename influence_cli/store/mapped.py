@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from influence_cli.errors import StoreError
 from influence_cli.store.files import DamagedFile, map_tensors
-from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, taken
 from influence_cli.store.layout import refuse_moved, set_aside
 from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, unique
 
@@ -88,7 +88,7 @@ class MappedFolder(ShardFolder):
     def stored(self) -> Keys:
         """Keys of the distinct rows that are stored [n, 16]."""
         keys = self._keys()
-        return keys[unique(keys)]
+        return taken(keys, unique(keys))
 
     def blocks(self, keys: Keys, names: tuple[str, ...]) -> Iterator[tuple[NDArray[np.int64], Arrays]]:
         """(positions in ``keys`` [m], their values by name), a shard at a time; equal keys all have their place.

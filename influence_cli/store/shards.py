@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.arrow import values_of
 from influence_cli.store.files import DamagedFile, map_tensors, read_metadata, read_tensors, write_json, write_tensors
-from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, unique
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, taken, unique, words_of
 from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
 from influence_cli.store.ragged import flattened, unflattened
 
@@ -32,7 +33,7 @@ Claim = Callable[[], None]
 Read = TypeVar("Read")
 AGAIN = "its rows are computed again"
 MERGE_ROWS = 16_384  # shards are merged up to this many rows
-BUCKET_ROWS = 65_536  # keys that are sought among at once
+BUCKET_ROWS = 16_384  # keys that are sought among at once: so few that they stay in a core's own memory
 FEW = 16  # times fewer keys than they are sought among: then these are sought among the few
 LOOKUPS = 2  # that are remembered
 MANY_SMALL = 16  # shards that are left as they are
@@ -47,31 +48,57 @@ def as_arrow(keys: Keys) -> pa.Array:
 
 
 def positions(keys: Keys, among: Keys) -> NDArray[np.int64]:
-    """For each of ``keys`` [n, 16] the first index of it ``among`` [m, 16], or -1; hashed, exact."""
+    """For each of ``keys`` [n, 16] the first index of it ``among`` [m, 16], or -1; exact.
+
+    Both are gone through in the order of their bytes, ``BUCKET_ROWS`` at a time, so that a row takes as long among many
+    as among few: a table by hashes is looked up all over the memory.
+    """
+    found = np.full(len(keys), -1, dtype=np.int64)
     if len(among) == 0 or len(keys) == 0:
-        return np.full(len(keys), -1, dtype=np.int64)
-    if len(keys) * FEW < len(among):  # a table of the many would be in memory for the sake of a few
-        distinct = keys[unique(keys)]
+        return found
+    if len(keys) * FEW < len(among):  # to sort the many for the sake of a few would take long
+        distinct = taken(keys, unique(keys))
         there = index_in(among, distinct)
         hits = np.flatnonzero(there >= 0)[::-1]
         first = np.full(len(distinct), -1, dtype=np.int64)
         first[there[hits]] = hits  # of several the last that is written, which is the first that there is
         return first[index_in(keys, distinct)]
-    if len(among) <= 2 * BUCKET_ROWS:
-        return index_in(keys, among)
-    found = np.full(len(keys), -1, dtype=np.int64)
-    for here, there in zip(_buckets(keys, len(among)), _buckets(among, len(among)), strict=True):
-        inside = index_in(keys[here], among[there])
+    sought = key_order(keys)
+    stored = sought if among is keys else key_order(among)
+    for here, there in _side_by_side(keys, sought, among, stored):
+        inside = _among_sorted(taken(keys, here), taken(among, there))
         found[here] = np.where(inside < 0, -1, there[inside] if len(there) else -1)
     return found
 
 
-def _buckets(keys: Keys, rows: int) -> Iterator[NDArray[np.int64]]:
-    """The places of keys [n, 16] by their first bits, in as many buckets as leave few of so many ``rows`` in each."""
-    bits = min(8, int(rows // BUCKET_ROWS).bit_length())
-    prefix = keys[:, 0] >> np.uint8(8 - bits)
-    for bucket in range(1 << bits):
-        yield np.flatnonzero(prefix == bucket)
+def _side_by_side(
+    keys: Keys, sought: NDArray[np.int64], among: Keys, stored: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The sorted places of keys some at a time, and the sorted places of those among others from the same range."""
+    begun, ends = 0, [*range(BUCKET_ROWS, len(stored), BUCKET_ROWS), len(stored)]
+    for first, end in zip([0, *ends], ends, strict=False):
+        until = len(sought) if end == len(stored) else _before(keys, sought, bytes(among[stored[end]]))
+        lowest = first if first == 0 else _before(among, stored, bytes(among[stored[first]]))
+        if until > begun:
+            yield sought[begun:until], stored[lowest:end]
+        begun = max(begun, until)
+
+
+def _before(keys: Keys, order: NDArray[np.int64], key: bytes) -> int:
+    """How many keys, by their sorted places, come before one."""
+    return bisect.bisect_left(order, key, key=lambda row: bytes(keys[row]))
+
+
+def _among_sorted(keys: Keys, among: Keys) -> NDArray[np.int64]:
+    """``positions`` of sorted keys among sorted ones."""
+    words, others = words_of(keys), words_of(among)
+    if np.array_equal(keys, among) and bool((others[0][1:] != others[0][:-1]).all()):
+        return np.arange(len(keys), dtype=np.int64)
+    if bool((others[0][1:] == others[0][:-1]).any()):
+        return index_in(keys, among)
+    at = np.minimum(np.searchsorted(others[0], words[0]), len(among) - 1)
+    same = np.logical_and.reduce([other[at] == word for other, word in zip(others, words, strict=True)])
+    return np.where(same, at, -1)
 
 
 def index_in(keys: Keys, among: Keys) -> NDArray[np.int64]:
@@ -175,7 +202,7 @@ class ShardFolder:
     def read(self, keys: Keys) -> Arrays:
         """Values in the order of ``keys`` [n, 16]; KeyError where one is not stored (fill it first)."""
         where = self._places(keys)
-        return {name: array[where] for name, array in self._load()[2].items()}
+        return {name: taken(array, where) for name, array in self._load()[2].items()}
 
     def load_all(self) -> tuple[Keys, Arrays]:
         """Every stored row: keys [n, 16] and values, lowest shard name first; a row may stand twice."""
@@ -187,11 +214,11 @@ class ShardFolder:
             raise ValueError("a shard without rows")
         self._claim()
         order = key_order(keys)
-        sorted_keys = np.ascontiguousarray(keys[order])
+        sorted_keys = taken(keys, order)
         if not (self.path / SPEC).exists():
             write_json(self.path / SPEC, self.spec)
         path = self.path / f"{digest_of_sorted(sorted_keys)}.safetensors"
-        sorted_values = {name: np.asarray(v)[order] for name, v in values.items()}
+        sorted_values = {name: taken(np.asarray(v), order) for name, v in values.items()}
         tensors = {"keys": sorted_keys, **flattened(sorted_values)}
         about = {} if layout is None else {"layout": layout}
         write_tensors(path, tensors, {**about, "rows": len(keys), OF: thing_of(path)})

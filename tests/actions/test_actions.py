@@ -97,6 +97,17 @@ def test_ties_go_by_row_key_whatever_the_order() -> None:
     assert len({score[i] for i in expected}) < 9  # there were ties
 
 
+@pytest.mark.parametrize("digits", [0, 1, 15])
+def test_rows_go_by_score_and_then_by_key(digits: int) -> None:
+    rng = np.random.default_rng(digits)
+    score = np.concatenate(
+        [rng.normal(size=150).round(digits), 1 + rng.integers(0, 9, 50) * 2.0**-52, [0.0, -0.0, nan]]
+    )
+    keys = [bytes(row) for row in rng.integers(0, 256, (len(score), 16), dtype=np.uint8)]
+    wanted = sorted(range(len(score) - 1), key=lambda k: (score[k], keys[k]))
+    assert scored(score, keys=keys).ascending().tolist() == wanted
+
+
 def test_rows_without_a_score_are_never_taken() -> None:
     rows = scored([nan, -5.0, nan, 1.0, -7.0, 2.0] + [3.0] * 20)
     assert Trim(guard=False).propose(rows, 3).edited.tolist() == [1, 3, 4]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from influence_cli.data.ids import Ids
+from influence_cli.data.ids import Ids, SeenIds
 from influence_cli.data.row_names import named_rows
 from influence_cli.store import keys as made
 from influence_cli.store import shards
@@ -26,6 +26,14 @@ def few_bits(n: int, width: int = 16, seed: int = 0) -> Keys:
 
 def hashes(n: int, seed: int = 0) -> Keys:
     return np.random.default_rng(seed).integers(0, 256, (n, 16), dtype=np.uint8)
+
+
+def near(n: int) -> Keys:
+    """Keys whose first bytes are the same, so that they differ in those that an index takes the place of."""
+    found = hashes(n, 3)
+    found[:, :6] = 7
+    found[: n // 2, 6:8] = 0
+    return found
 
 
 def by_row(person: bytes, rows: list[bytes]) -> list[bytes]:
@@ -54,7 +62,7 @@ def test_keys_of_rows(labels: Any, head: bytes) -> None:
     assert [k.tobytes() for k in row_keys(payloads, labels)] == by_row(b"influence.row", rows)
 
 
-@pytest.mark.parametrize("keys", [hashes(300), few_bits(300), few_bits(300, 24), hashes(1), hashes(0)])
+@pytest.mark.parametrize("keys", [hashes(300), few_bits(300), few_bits(300, 24), near(300), hashes(1), hashes(0)])
 def test_order_and_names_are_those_of_the_bytes(keys: Keys) -> None:
     rows = [k.tobytes() for k in keys]
     assert key_order(keys).tolist() == sorted(range(len(rows)), key=lambda k: rows[k])
@@ -66,14 +74,27 @@ def test_order_and_names_are_those_of_the_bytes(keys: Keys) -> None:
 @pytest.mark.parametrize("bucket", [1, 50, 10**6])
 def test_places_in_buckets_and_among_few(bucket: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "BUCKET_ROWS", bucket)
-    among = np.concatenate([hashes(400), few_bits(100), hashes(50)])
-    for keys in (among, np.concatenate([among[390:410], hashes(9, 1), few_bits(3)]), among[:0]):
+    among = np.concatenate([hashes(400), few_bits(100), hashes(50), near(200)])
+    others = np.concatenate([among[390:410], hashes(9, 1), few_bits(3)])
+    for keys in (among, others, np.concatenate([hashes(300, 2), others, near(300)]), among[:0]):
         first: dict[bytes, int] = {}
         for place, key in enumerate(among):
             first.setdefault(key.tobytes(), place)
         wanted = [first.get(key.tobytes(), -1) for key in keys]
         assert positions(keys, among).tolist() == wanted
         assert index_in(keys, among).tolist() == wanted
+
+
+def test_ids_that_came_before_are_known_whatever_chunks_they_come_in() -> None:
+    rng = np.random.default_rng(0)
+    seen, before = SeenIds(), set[str]()
+    for size in rng.integers(0, 90, 200).tolist():
+        ids = [None if k % 17 == 0 else f"row-{k}" for k in rng.integers(0, 9000, size).tolist()]
+        wanted = list[bool]()
+        for name in ids:
+            wanted.append(name is not None and name in before)
+            before |= set() if name is None else {name}
+        assert seen.twice(ids) == wanted
 
 
 def test_places_that_are_remembered_are_of_these_keys_among_those() -> None:

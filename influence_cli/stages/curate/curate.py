@@ -36,6 +36,7 @@ from influence_cli.stages.curate.score_table import (
     said_of_rows_without_score,
     scored_groups,
 )
+from influence_cli.store.keys import taken
 from influence_cli.store.shards import as_arrow
 
 Ints = NDArray[np.int64]
@@ -64,8 +65,8 @@ class Curated:
         order = np.concatenate([ascending[edited[ascending]], unscored])
         labelled = partial(self.scores.manifest.label_kind.shown, names=self.scores.manifest.classes)
         columns = {
-            "id": pa.array([self.scores.train.ids[i] for i in order]),
-            "row_key": as_arrow(self.scores.train.row_keys[order]),
+            "id": self.scores.train.ids.take(order).column,
+            "row_key": as_arrow(taken(self.scores.train.row_keys, order)),
             "action": pa.array([edits.action_of(i) for i in order.tolist()], pa.string()),
             "label_was": labelled(scored.labels[order]),
             "label": labelled(edits.labels[order]),

@@ -17,6 +17,7 @@ from influence_cli.stages.run.rates import is_measured, timing_key
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import GradientFolder, Keys, fingerprint
+from influence_cli.store.keys import taken
 from influence_cli.store.shards import unique
 
 GIB = 1 << 30
@@ -92,7 +93,7 @@ def missing_rows(run: Run, session: Session, request: RowRequest, target: bool =
 
 def _distinct(rows: Rows) -> Keys:
     keys = rows.row_keys
-    return keys[unique(keys)]
+    return taken(keys, unique(keys))
 
 
 def row_bytes(run: Run, dim: int) -> int:

@@ -16,7 +16,7 @@ from influence_cli.stages.run.row_values import ROW_VALUE_BYTES, lacking_values,
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
 from influence_cli.store import Keys, ShardFolder
-from influence_cli.store.keys import KEY_BYTES
+from influence_cli.store.keys import KEY_BYTES, taken
 from influence_cli.store.layout import add_sharded
 from influence_cli.store.shards import positions, unique
 
@@ -219,7 +219,7 @@ class Features(Quantity):
         if part.of != OF_TARGET:
             return run.payload_keys
         keys = run.target.payload_keys
-        keys = keys[unique(keys)]
+        keys = taken(keys, unique(keys))
         return keys[positions(keys, run.payload_keys) < 0]
 
 

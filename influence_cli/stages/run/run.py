@@ -28,6 +28,7 @@ from influence_cli.stages.run.fit_set import FitSet
 from influence_cli.stages.run.objective_inputs import Groups
 from influence_cli.stages.run.usable_rows import bad_rows_of, usable_train_rows
 from influence_cli.store import Keys
+from influence_cli.store.keys import taken
 from influence_cli.store.shards import key_order, unique
 
 HALF_SAMPLE = 500  # training rows on which the scores of two halves of the target are compared
@@ -169,7 +170,7 @@ class Run:
 def _distinct(keys: Keys) -> Keys:
     """The first of equal keys [n, 16], in order; the same array where none is there twice."""
     first = unique(keys)
-    return keys if len(first) == len(keys) else keys[first]
+    return keys if len(first) == len(keys) else taken(keys, first)
 
 
 def require_model(run: Run) -> tuple[ModelSpec, Checkpoint]:

@@ -24,6 +24,7 @@ from influence_cli.settings import Runtime
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.store import Keys, Store, open_store
+from influence_cli.store.keys import taken
 from influence_cli.store.shards import ShardFolder
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class Batch:
     @property
     def payload_keys(self) -> Keys:
         """The keys [b, 16] of what is in the rows."""
-        return self.manifest.payload_keys[self.index]
+        return taken(self.manifest.payload_keys, self.index)
 
     @property
     def row_keys(self) -> Keys:
         """The keys [b, 16] of the rows, labels included."""
-        return self.manifest.row_keys[self.index]
+        return taken(self.manifest.row_keys, self.index)
 
 
 @dataclass(eq=False)
