@@ -61,8 +61,11 @@ class GEX(FurtherTraining):
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """For each objective the mean over members of products of deviations, float64."""
+        losses = np.empty((len(stored.members), len(rows)))
         with np.errstate(invalid="ignore", over="ignore"):
-            losses = np.stack([loss.losses(stored.logits(member), rows.labels) for member in stored.members])
+            for some in stored.blocks():
+                for k, member in enumerate(stored.members):
+                    losses[k, some] = loss.losses(stored.logits(member, some), rows.labels[some])
             found: list[Scores] = []
             for objective in stored.objectives:
                 phi = np.array([stored.phi(member, objective) for member in stored.members])

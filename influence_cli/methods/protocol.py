@@ -11,15 +11,17 @@ size of a row's own gradient need such a **row value** too.  Positive scores alw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_cli.data.classes import class_count
 from influence_cli.errors import UsageError
-from influence_cli.methods.stored import Facts, Floats, Logits, Place, Stored
+from influence_cli.methods.stored import Facts, Floats, Index, Logits, Place, Stored
 from influence_cli.model.losses import CROSS_ENTROPY, RowLoss
 
 if TYPE_CHECKING:
@@ -36,6 +38,23 @@ OfBlocks = Callable[["list[Block]"], "Tensor"]  # the blocks of a batch of b row
 
 
 @dataclass(frozen=True, eq=False)
+class BestLabel:
+    """The label with which each of n rows would score highest, and that score."""
+
+    labels: Labels  # [n]
+    scores: Floats  # [n]
+
+    @staticmethod
+    def of(rows: int) -> BestLabel:
+        """Room for so many rows."""
+        return BestLabel(np.zeros(rows, dtype=np.int64), np.full(rows, np.nan))
+
+    def put(self, some: Index, by_label: Floats) -> None:
+        """Take the scores [b, C] of some rows with each label."""
+        self.labels[some], self.scores[some] = by_label.argmax(axis=1), by_label.max(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Scores of n rows, positive where the row helps, with what they are the mean of."""
 
@@ -43,7 +62,7 @@ class Scores:
     objective: str | None = None  # what they are for; None: a value of the row itself
     by_member: Floats | None = None  # [M, n]
     weights: tuple[float, ...] = ()  # of the members
-    by_label: Floats | None = None  # [n, C]: the score with each label
+    best: BestLabel | None = None  # the label with which each row would score highest
     effect: bool = False  # whether values / n estimate the rise of Phi on removal
     facts: Facts = field(default_factory=dict)  # what else the method found, for provenance
     logits: Floats | None = None  # [n, C]: of models that have not seen the rows, better to relabel by than the model's
@@ -182,22 +201,29 @@ class Linear(Method):
         return [self._score_for(objective, stored, rows, loss) for objective in stored.objectives]
 
     def _score_for(self, objective: str, stored: Stored, rows: Rows, loss: RowLoss) -> Scores:
-        own, every = list[Floats](), list[Floats]()
-        weights = tuple(member.weight for member in stored.members)
-        plain = True
-        for member in stored.members:
+        members, values = stored.members, [stored.values(member) for member in stored.members]
+        weights, plain = tuple(member.weight for member in members), all(own is None for own in values)
+        times, own = times_the_mean(self, weights), np.empty((len(members), len(rows)))
+        best = BestLabel.of(len(rows)) if plain and loss.by_class else None
+        classes = class_count(rows.manifest.classes, rows.labels) if loss.by_class else 0
+
+        def by_label_at(k: int, some: Index) -> Floats | None:
+            at = stored.logits(members[k], some), stored.tangents(members[k], objective, some)
             with np.errstate(invalid="ignore", over="ignore"):
-                mine, by_label = loss.scores(stored.logits(member), stored.tangents(member, objective), rows.labels)
-            values = stored.values(member)
+                own[k, some], by_label = loss.scores(*at, rows.labels[some])
+            return by_label
+
+        for some in stored.blocks():
+            each = (by_label for k in range(len(members)) if (by_label := by_label_at(k, some)) is not None)
+            if best is None:
+                collections.deque(each, maxlen=0)
+            else:
+                best.put(some, times * weighted_mean(each, weights)[:, :classes])
+        for k, member in enumerate(members):
             length = stored.length(member, objective) if self.of_unit_direction() else None
-            own.append(self.divided(mine, values, length))
-            every += [] if by_label is None else [by_label]
-            plain = plain and values is None
-        times = times_the_mean(self, weights)
-        by_label = times * weighted_mean(every, weights) if plain and every else None
+            own[k] = self.divided(own[k], values[k], length)
         mean = times * weighted_mean(own, weights)
-        members = own[0][None] if len(own) == 1 else np.stack(own)
-        return Scores(mean, objective, members, weights, by_label, self.effect and plain, times=times)
+        return Scores(mean, objective, own, weights, best, self.effect and plain, times=times)
 
 
 def is_summed(method: Method) -> bool:
@@ -210,11 +236,12 @@ def times_the_mean(method: Method, weights: Sequence[float]) -> float:
     return sum(weights) if is_summed(method) else 1.0
 
 
-def weighted_mean(members: list[Floats], weights: Sequence[float]) -> Floats:
+def weighted_mean(members: Iterable[Floats], weights: Sequence[float]) -> Floats:
     """The mean over members, exact where they are equal (a plain mean of equal floats is off by an ulp)."""
-    first = members[0]
+    each = iter(members)
+    first = next(each)
     with np.errstate(invalid="ignore"):
-        return first + sum(w * (m - first) for w, m in zip(weights[1:], members[1:], strict=True)) / sum(weights)
+        return first + sum(w * (m - first) for w, m in zip(weights[1:], each, strict=True)) / sum(weights)
 
 
 def over_own_size(scores: Floats, values: Floats) -> Floats:
@@ -237,7 +264,10 @@ class OutputMethod(Method):
 
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """The value of each row at the first member."""
-        return [Scores(self.of_outputs(stored.logits(stored.members[0]), rows.labels, loss))]
+        found = np.empty(len(rows))
+        for some in stored.blocks():
+            found[some] = self.of_outputs(stored.logits(stored.members[0], some), rows.labels[some], loss)
+        return [Scores(found)]
 
     def of_outputs(self, logits: Logits, labels: Labels, loss: RowLoss = CROSS_ENTROPY) -> Floats:
         """Scores [n], under the run's row loss."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.floating]
+Index = NDArray[np.int64]  # places of some of the rows
 Facts = dict[str, Any]  # plain values for metadata, provenance and a line of the summary
 
 
@@ -89,12 +90,16 @@ class Stored(Protocol):
         """The run's seed."""
         ...
 
-    def logits(self, member: Member) -> Logits:
-        """Logits [n, C] at a member."""
+    def blocks(self) -> Iterator[Index]:
+        """The places [b] of all rows, some at a time, so few that arrays [b, C] of theirs are small."""
         ...
 
-    def tangents(self, member: Member, objective: str) -> NDArray[np.floating]:
-        """Derivatives of the logits [n, C] along the method's direction for an objective."""
+    def logits(self, member: Member, some: Index | None = None) -> Logits:
+        """Logits [n, C] at a member, or [b, C] of some of the rows: of all they may be more than there is memory."""
+        ...
+
+    def tangents(self, member: Member, objective: str, some: Index | None = None) -> NDArray[np.floating]:
+        """Derivatives of the logits [n, C] along the method's direction for an objective, or those of some rows."""
         ...
 
     def values(self, member: Member) -> Floats | None:

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.events import SILENT, Listener
+from influence_cli.store.blocks import BlockFolder
 from influence_cli.store.claims import Claims
 from influence_cli.store.file_keys import StoredFileKeys
 from influence_cli.store.gradients import GradientFolder
@@ -52,7 +53,7 @@ from influence_cli.store.place import Place, check_place, store_root
 from influence_cli.store.shards import Arrays, ShardFolder, Sought
 from influence_cli.store.single_files import FileFolder, at_hand
 
-__all__ = ["FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
+__all__ = ["BlockFolder", "FileFolder", "GradientFolder", "Keys", "ShardFolder", "Store", "fingerprint", "open_store"]
 
 OF_ROWS = " rows"  # after a timing's name: on how many rows it was measured
 FIT_KEYS = "fit_keys"  # the tensor of a factor's file that names the rows it was fitted on
@@ -120,7 +121,11 @@ class Store:
 
     def mapped(self, kind: str, name: str, about: dict[str, Any] | None = None) -> MappedFolder:
         """The same, for rows of so many values that they are not all held in memory."""
-        return MappedFolder(self._folder(kind, name), about or {}, self.listener, self._place.claim)
+        return MappedFolder(self._folder(kind, name), about or {}, self.listener, self._place.claim, self._sought)
+
+    def by_blocks(self, kind: str, name: str, about: dict[str, Any] | None = None) -> BlockFolder:
+        """The same, for rows that are read a block at a time, and added often."""
+        return BlockFolder(self._folder(kind, name), about or {}, self.listener, self._place.claim, self._sought)
 
     def gradients(self, name: str, spec: dict[str, Any] | None = None) -> GradientFolder:
         """Rows' own gradients, whole or sketched, by row key."""

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from influence_cli.store.files import DamagedFile, map_tensors
 from influence_cli.store.keys import Keys
 from influence_cli.store.mapped import LostRows, MappedFolder
-from influence_cli.store.shards import Arrays, positions, remove_others
+from influence_cli.store.shards import SHARD_BYTES, Arrays, positions, remove_others
 
-SHARD_BYTES = 64 << 20  # most bytes of ``value`` in a shard, but for a single row
 READ = ("value", "loss", "norms")
 
 
@@ -57,23 +56,24 @@ class GradientFolder(MappedFolder):
             LostRows: a shard turned out to be damaged; it was set aside.
         """
         stored = self._index()
-        shards, keys, shard_of = stored.shards, stored.keys, stored.shard_of
+        shards, keys, starts = stored.shards, stored.keys, stored.starts
         first = positions(keys, keys) == np.arange(len(keys))
         wanted = first.copy()
         for k, shard in enumerate(shards if keep is not None else ()):
-            mine = shard_of == k
+            mine = slice(starts[k], starts[k + 1])
             assert keep is not None
             try:
                 payloads = np.array(self._read(shard)["payload_keys"])
             except DamagedFile as error:
                 self._lose(shard, error)
-                raise LostRows(np.flatnonzero(mine)) from error
-            wanted[mine] &= positions(payloads, keep)[stored.place[mine]] >= 0
+                raise LostRows(np.arange(starts[k], starts[k + 1])) from error
+            wanted[mine] &= positions(payloads, keep) >= 0
         sizes = [map_tensors(shard, verify=False)[0]["value"].nbytes for shard in shards]
-        changed = [k for k in range(len(shards)) if not wanted[shard_of == k].all()]
+        changed = [k for k in range(len(shards)) if not wanted[starts[k] : starts[k + 1]].all()]
         small = [k for k in range(len(shards)) if sizes[k] < SHARD_BYTES // 2 and k not in changed]
         chosen = changed + (small if len(small) > 1 or changed else [])
-        written = self._rewrite(keys[wanted & np.isin(shard_of, chosen)]) if chosen else set()
+        among = np.repeat(np.isin(np.arange(len(shards)), chosen), np.diff(starts))
+        written = self._rewrite(keys[wanted & among]) if chosen else set()
         merged = remove_others([shards[k] for k in chosen], written)
         self._forget()
         return int((first & ~wanted).sum()), merged

@@ -33,34 +33,35 @@ class LostRows(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class _Index:
-    """Where every row [m] stands: its key, its shard and its place in it."""
+class Located:
+    """Where every stored row [m] stands: the rows of a shard follow those of the one before it."""
 
     shards: list[Path]
     keys: Keys
-    shard_of: NDArray[np.int64]
-    place: NDArray[np.int64]
+    starts: NDArray[np.int64]  # [shards + 1]: the first row of each, and the number of all
+
+    def shard_of(self, where: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which shard rows are, by their number among all."""
+        return np.searchsorted(self.starts, where, side="right") - 1
 
 
 class MappedFolder(ShardFolder):
     """The rows stored under one fingerprint; of a shard only the keys are held in memory."""
 
     checked_first: ClassVar[bool] = True  # whether a shard's checksum is looked at with its keys, or with its values
-    _indexed: _Index | None = None
+    _indexed: Located | None = None
 
     @functools.cached_property
     def _verified(self) -> set[Path]:
         return set()
 
-    def _index(self) -> _Index:
+    def _index(self) -> Located:
         if self._indexed is None:
             read = self._read_each(self._keys_of)
             keys = [own for _, own in read]
-            sizes = np.array([len(k) for k in keys], dtype=np.int64)
-            shard_of = np.repeat(np.arange(len(keys), dtype=np.int64), sizes)
-            place = np.arange(sizes.sum(), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            starts = np.cumsum([0, *(len(k) for k in keys)], dtype=np.int64)
             every = np.concatenate([np.zeros((0, KEY_BYTES), np.uint8), *keys])
-            self._indexed = _Index([shard for shard, _ in read], every, shard_of, place)
+            self._indexed = Located([shard for shard, _ in read], self._sought.shared(every), starts)
         return self._indexed
 
     def _keys(self) -> Keys:
@@ -99,7 +100,7 @@ class MappedFolder(ShardFolder):
         """
         stored, where = self._index(), self._places(keys)
         lost: list[NDArray[np.int64]] = []
-        owner = stored.shard_of[where]
+        owner = stored.shard_of(where)
         order = np.argsort(owner, kind="stable")
         cuts = np.searchsorted(owner[order], np.arange(len(stored.shards) + 1))
         for k, shard in enumerate(stored.shards):
@@ -108,7 +109,7 @@ class MappedFolder(ShardFolder):
                 continue
             try:
                 tensors = self._read(shard)
-                rows = stored.place[where[index]]
+                rows = where[index] - stored.starts[k]
                 values = {name: tensors[name][rows] for name in names}
             except (DamagedFile, KeyError, FileNotFoundError) as error:
                 self._lose(shard, error)

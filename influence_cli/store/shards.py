@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.arrow import values_of
-from influence_cli.store.files import DamagedFile, map_tensors, read_metadata, read_tensors, write_json, write_tensors
+from influence_cli.store.files import (
+    DamagedFile,
+    map_tensors,
+    read_header,
+    read_metadata,
+    read_tensors,
+    tensor_names,
+    write_json,
+    write_tensors,
+)
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, taken, unique, words_of
 from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
 from influence_cli.store.ragged import flattened, unflattened
@@ -36,6 +45,7 @@ MERGE_ROWS = 16_384  # shards are merged up to this many rows
 BUCKET_ROWS = 16_384  # keys that are sought among at once: so few that they stay in a core's own memory
 FEW = 16  # times fewer keys than they are sought among: then these are sought among the few
 LOOKUPS = 2  # that are remembered
+SHARD_BYTES = 64 << 20  # most bytes of a value in a shard, but for a single row
 MANY_SMALL = 16  # shards that are left as they are
 LEAST_KEPT = 1000  # keys of one that is
 TRIES = 5  # how often a folder is read again because another run has merged shards meanwhile
@@ -234,32 +244,52 @@ class ShardFolder:
         """
         try:
             rows = {shard: int(read_metadata(shard)["rows"]) for shard in self._shards()}
+            full = min([full, *(max(1, SHARD_BYTES // _row_bytes(*one)) for one in list(rows.items())[:1])])
             small = [shard for shard, count in rows.items() if 2 * count < full]
             if len(small) <= MANY_SMALL:
                 return 0
-            found = [(shard, _tensors_of(shard)) for shard in small]
-            stored = np.concatenate([tensors["keys"] for _, tensors in found])
-            owner = np.repeat(np.arange(len(found)), [len(tensors["keys"]) for _, tensors in found])
+            found = [(shard, _tensors_of(shard)["keys"].copy()) for shard in small]  # of values some shards' at a time
+            stored = np.concatenate([keys for _, keys in found])
+            owner = np.repeat(np.arange(len(found)), [len(keys) for _, keys in found])
             held = np.zeros(len(found), dtype=bool)  # which have a row that stands elsewhere too
             for shard in rows.keys() - set(small):
                 others = np.array(map_tensors(shard, verify=False)[0]["keys"])
                 held[owner[positions(stored, others) >= 0]] = True
+            before = -1
+            while before != (before := int(held.sum())):  # nor one that shares a row with such a shard
+                held[owner[positions(stored, stored[held[owner]]) >= 0]] = True
+            merged = [(shard, keys) for (shard, keys), elsewhere in zip(found, held, strict=True) if not elsewhere]
+            names = [frozenset(tensor_names(shard)) for shard, _ in merged]
+            if len(merged) < 2 or len(set(names)) > 1:
+                return 0
+            written = self._merged(merged, full)
         except (FileNotFoundError, DamagedFile, KeyError, TypeError, ValueError):
             return 0  # another run is at it, or whoever reads it next names the damage
-        before = -1
-        while before != (before := int(held.sum())):  # nor one that shares a row with such a shard
-            held[owner[positions(stored, stored[held[owner]]) >= 0]] = True
-        found = [one for one, elsewhere in zip(found, held, strict=True) if not elsewhere]
-        if len(found) < 2 or any(tensors.keys() != found[0][1].keys() for _, tensors in found):
-            return 0
-        keys = np.concatenate([tensors["keys"] for _, tensors in found])
-        chosen = np.flatnonzero(positions(keys, keys) == np.arange(len(keys)))
-        values = {name: np.concatenate([t[name] for _, t in found]) for name in found[0][1] if name != "keys"}
-        old, written = [shard for shard, _ in found], set[Path]()
-        for start in range(0, len(chosen), full):
-            here = chosen[start : start + full]
-            written.add(self.write(keys[here], {name: array[here] for name, array in values.items()}))
-        return remove_others(old, written)
+        return remove_others([shard for shard, _ in merged], written)
+
+    def _merged(self, shards: list[tuple[Path, Keys]], full: int) -> set[Path]:
+        """Write the rows of shards, each once, in shards of ``full`` rows."""
+        keys, written = np.concatenate([own for _, own in shards]), set[Path]()
+        first, start = positions(keys, keys) == np.arange(len(keys)), 0
+        waiting, rows = list[Arrays](), 0
+
+        def write(count: int) -> None:
+            nonlocal rows
+            whole = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
+            own = {name: array[:count] for name, array in whole.items()}
+            written.add(self.write(own.pop("keys"), own))
+            rows -= count
+            waiting[:] = [{name: array[count:] for name, array in whole.items()}]
+
+        for shard, own in shards:
+            chosen = np.flatnonzero(first[start : start + len(own)])
+            waiting.append({name: array[chosen] for name, array in _tensors_of(shard).items()})
+            start, rows = start + len(own), rows + len(chosen)
+            while rows >= full:
+                write(full)
+        if rows:
+            write(rows)
+        return written
 
     def collect(self, keep: Keys | None) -> tuple[int, int]:
         """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.
@@ -284,6 +314,12 @@ def _tensors_of(shard: Path) -> Arrays:
     tensors, meta = read_tensors(shard)
     refuse_moved(shard, meta)
     return unflattened(tensors)
+
+
+def _row_bytes(shard: Path, rows: int) -> int:
+    """The bytes of the largest value of a row, by the header of a shard of so many rows."""
+    places = [entry["data_offsets"] for name, entry in read_header(shard).items() if name != "__metadata__"]
+    return max(1, *((last - first) // rows for first, last in places))
 
 
 def remove_others(old: list[Path], written: set[Path]) -> int:

@@ -5,6 +5,7 @@ python -m pytest tests/methods/test_gex.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,19 @@ def test_t38_gaussian_members_give_influence(problem: Problem) -> None:
         z, zv = torch.cat([logits(theta, x)[None], z]), torch.cat([logits(theta, xv)[None], zv])
     phi = F.cross_entropy(zv.transpose(1, 2), yv.expand(len(zv), -1), reduction="none").mean(1)
 
+    rows = open_manifest(str(problem.manifest)).rows("train")
+
     class Injected:
         """What the method reads of members, in place of the store's."""
 
         members = tuple(Member(str(k), None, None) for k in range(count + 1))  # pyright: ignore[reportArgumentType]
         objectives = ("utility",)
 
-        def logits(self, member: Member) -> np.ndarray:
-            return z[int(member.name)].numpy()
+        def blocks(self) -> Iterator[np.ndarray]:
+            yield from np.array_split(np.arange(len(rows)), 3)
+
+        def logits(self, member: Member, some: np.ndarray) -> np.ndarray:
+            return z[int(member.name)].numpy()[some]
 
         def phi(self, member: Member, objective: str) -> float:
             return float(phi[int(member.name)])
@@ -154,7 +160,6 @@ def test_t38_gaussian_members_give_influence(problem: Problem) -> None:
     gradients = torch.stack([torch.cat([v.flatten() for v in g.values()]) for g in row_gradients(model, x, y)])
     q = torch.cat([v.flatten() for v in mean_gradient(model, xv, yv).values()])
     expected = (sigma**2 * gradients @ (scale**2 * q)).numpy()
-    rows = open_manifest(str(problem.manifest)).rows("train")
     (found,) = GEX().score(Injected(), rows, CROSS_ENTROPY)  # pyright: ignore[reportArgumentType]
     assert np.linalg.norm(found.values - expected) < 0.12 * np.linalg.norm(expected)
     assert np.corrcoef(found.values, expected)[0, 1] > 0.99

@@ -108,7 +108,8 @@ def effect_weight(run: Run, session: Session, name: str) -> float:
     rows = run.fit.less(set() if meta is None else set(meta["unusable"]))
     stored = ~session.outputs(run, member).missing(rows.payload_keys)
     finite = np.ones(len(rows), dtype=bool)
-    finite[stored] = np.isfinite(session.outputs(run, member).read(rows.payload_keys[stored])["logits"]).all(axis=1)
+    outputs = session.outputs(run, member)
+    finite[stored] = outputs.of_rows(rows.payload_keys[stored], "logits", lambda z: np.isfinite(z).all(axis=1))
     return float(np.sort(rows.weights[finite]).sum())
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from influence_cli.stages.grads.member_model import MemberModel
 from influence_cli.stages.run import names
-from influence_cli.stages.run.accuracy import warn_at_chance
+from influence_cli.stages.run.accuracy import predicted_right, warn_at_chance
 from influence_cli.stages.run.number_quality import quality_said, warn_of_no_use
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
@@ -126,7 +126,7 @@ def target_accuracy(run: Run, session: Session) -> tuple[float, int] | None:
     if not stored.any():
         return None
     rows = rows.take(stored)
-    hits = run.row_loss.hits(session.outputs(run, plain).read(rows.payload_keys)["logits"], rows.labels)
+    hits = predicted_right(run, session.outputs(run, plain).array(rows.payload_keys, "logits"), rows.labels)
     return None if hits is None else (float(hits.mean()), len(rows))
 
 

@@ -75,11 +75,13 @@ class Growth:
         known = (name, member.name, objective)
         if known not in self._scores:
             rows = _distinct(run)
-            logits = session.outputs(run, member).read(rows.payload_keys)["logits"]
+            logits = session.outputs(run, member).array(rows.payload_keys, "logits")
             folder = session.tangents(run, names.along(run, name, member, objective))
-            tangents = folder.read(rows.payload_keys)["tangent"]
+            tangents, found = folder.array(rows.payload_keys, "tangent"), np.empty(len(rows))
             with np.errstate(invalid="ignore", over="ignore"):
-                self._scores[known], _ = run.row_loss.scores(logits, tangents, rows.labels)
+                for some in logits.blocks():
+                    found[some] = run.row_loss.scores(logits[some], tangents[some], rows.labels[some])[0]
+            self._scores[known] = found
         return self._scores[known]
 
     def _decide(self, run: Run, session: Session, name: str, ensemble: Ensemble) -> Facts:

@@ -9,8 +9,7 @@ import numpy as np
 
 from influence_cli.stages.run.quantities import Part
 from influence_cli.store import Keys
-from influence_cli.store.gradients import SHARD_BYTES
-from influence_cli.store.shards import Arrays
+from influence_cli.store.shards import SHARD_BYTES, Arrays
 
 Write = Callable[[Keys, Arrays], Any]
 

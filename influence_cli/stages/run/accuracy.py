@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.maths.class_matching import GOOD_ENOUGH, Matching, find_matching
-from influence_cli.maths.labels import by_blocks
 from influence_cli.model.class_order import FLAG, NATURAL, TEXT, sorted_names
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
+from influence_cli.store.blocks import StoredArray
 
 Seen = tuple[NDArray[np.int64], NDArray[np.int64]]  # predicted outputs and labels of rows
 
@@ -30,11 +30,16 @@ def train_accuracy(run: Run, session: Session) -> float | None:
     """
     if not run.members:
         return None
-    logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    if run.row_loss.hits(logits[:1], run.train.labels[:1]) is None:
+    logits = session.outputs(run, run.plain_member()).array(run.train.payload_keys, "logits")
+    hits = predicted_right(run, logits, run.train.labels)
+    return None if hits is None else float(hits.mean())
+
+
+def predicted_right(run: Run, logits: StoredArray, labels: NDArray[Any]) -> NDArray[np.float64] | None:
+    """How much of each label [n] is predicted, between 0 and 1; None where no prediction is right or wrong."""
+    if run.row_loss.hits(logits[:1], labels[:1]) is None:
         return None
-    hits = cast("Callable[..., NDArray[np.float64]]", run.row_loss.hits)  # of these labels not None
-    return float(by_blocks(hits, logits, run.train.labels).mean())
+    return logits.of_rows(cast("Callable[..., NDArray[np.float64]]", run.row_loss.hits), labels)
 
 
 def at_chance(accuracy: float, rows: int, num_classes: int) -> bool:
@@ -75,8 +80,8 @@ def _stored(run: Run, session: Session) -> Seen:
     there = ~folder.missing(run.train.payload_keys)
     if not there.any():
         return nothing, nothing
-    logits = folder.read(run.train.payload_keys[there])["logits"]
-    return logits.argmax(axis=1), run.train.labels[there]
+    keys = run.train.payload_keys[there]
+    return folder.of_rows(keys, "logits", lambda z: z.argmax(axis=1)), run.train.labels[there]
 
 
 def _matching(run: Run, seen: Seen) -> Matching | None:
@@ -151,8 +156,8 @@ def warn_of_memory(run: Run, session: Session, known: dict[str, tuple[float, int
     (train, _), (target, rows) = known["train"], known["target"]
     if not memorised(train, 0.0, target, rows):  # whatever the losses are
         return
-    logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    losses = run.row_loss.losses(logits, run.train.labels)
+    outputs = session.outputs(run, run.plain_member())
+    losses = outputs.of_rows(run.train.payload_keys, "logits", run.row_loss.losses, run.train.labels)
     loss = float(np.median(losses[np.isfinite(losses)])) if np.isfinite(losses).any() else np.inf
     if not memorised(train, loss, target, rows):
         return

@@ -13,6 +13,8 @@ from influence_cli.stages.run.curvature_plan import parameter_count
 from influence_cli.stages.run.plan import Work
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
+from influence_cli.store.blocks import BLOCK_VALUES
+from influence_cli.store.shards import SHARD_BYTES
 
 if TYPE_CHECKING:
     from influence_cli.engines.activations import Activations
@@ -24,7 +26,7 @@ WEIGHTS = 13.0  # times the parameters: the model, directions, and rows of gradi
 LIVE = 5.0  # times the largest tensor of a batch, for its value and for each tangent of it
 BACKWARD = 1.3  # times the tensors that a backward pass over a batch of target rows keeps
 ROW = 100  # bytes of a manifest's row: keys, label, place in the store, score
-CLASS = 11.0  # times the bytes of a train row's logits: they and their tangents, as they are read and put in order
+CLASS = 16.0  # times the bytes of a block of logits: they and their tangents, and scores by label in float64
 NARROW = 2.0  # times the bytes of the columns that are in memory: once as they are read, once in the table of scores
 FACTORS = 3.0  # times the bytes of a factor, while it is fitted
 BUCKETS = 16  # of target rows, which share no batch
@@ -37,7 +39,7 @@ def peak_memory(run: Run, session: Session, work: list[Work], tried: dict[str, A
     """
     manifests = {id(m): m for m in (run.manifest, run.target.manifest)}.values()
     rows = sum(ROW * len(m) + int(NARROW * m.table.nbytes) for m in manifests)
-    rows += 0 if run.model is None else int(CLASS * _value(run) * run.model.num_classes * len(run.train))
+    rows += 0 if run.model is None else _by_class(run)
     if all(w.nothing for w in work) or run.model is None:
         return {"host_bytes": WITHOUT_TORCH + rows, "accelerator_bytes": 0}
     if "activations" not in tried:
@@ -64,6 +66,13 @@ def _activations(run: Run) -> Activations | None:
 
 def _weights(run: Run, session: Session) -> float:
     return WEIGHTS * parameter_count(run, session, "all") * _value(run)
+
+
+def _by_class(run: Run) -> int:
+    """A block of the train rows' values by class, and the shard that it is read from."""
+    assert run.model is not None
+    every = run.model.num_classes * len(run.train)
+    return int(CLASS * _value(run) * min(BLOCK_VALUES, every)) + min(SHARD_BYTES, _value(run) * every)
 
 
 def _value(run: Run) -> int:

@@ -16,9 +16,12 @@ def train_quality(run: Run, session: Session) -> dict[str, float]:
     """How good predictions of numbers are on the training rows, by measure; nothing where accuracy says it."""
     if not run.members or run.model is None:
         return {}
-    z, y = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"], run.train.labels
+    stored, y = session.outputs(run, run.plain_member()).array(run.train.payload_keys, "logits"), run.train.labels
+    if run.row_loss.hits(stored[:1], y[:1]) is not None:
+        return {}
+    z = stored.whole()  # as many numbers as labels have, which are in memory too
     usable = np.isfinite(z).all(axis=1)
-    if run.row_loss.hits(z[:1], y[:1]) is not None or not usable.any():
+    if not usable.any():
         return {}
     return run.row_loss.quality(z[usable], y[usable])
 

@@ -23,7 +23,7 @@ from influence_cli.processes.lead import current
 from influence_cli.settings import Runtime
 from influence_cli.stages.run import names
 from influence_cli.stages.run.run import Member, Run
-from influence_cli.store import Keys, Store, open_store
+from influence_cli.store import BlockFolder, Keys, Store, open_store
 from influence_cli.store.keys import taken
 from influence_cli.store.shards import ShardFolder
 
@@ -141,14 +141,14 @@ class Session:
         for index, decoded in batches(rows.manifest, chunks, model, self.runtime.workers, on_bad, held):
             yield Batch(index, decoded, rows.manifest, model)
 
-    def outputs(self, run: Run, member: Member) -> ShardFolder:
+    def outputs(self, run: Run, member: Member) -> BlockFolder:
         """The shards of a member's logits, by payload key."""
-        return self.folder("outputs", names.outputs(member), self.about(run, member))
+        return self._by_blocks("outputs", names.outputs(member), self.about(run, member))
 
-    def tangents(self, run: Run, direction: str) -> ShardFolder:
+    def tangents(self, run: Run, direction: str) -> BlockFolder:
         """The shards of the logits' tangents along a direction, by payload key."""
         about = {"params": run.spec.params, "objectives": list(run.objectives), "direction": direction}
-        return self.folder("tangents", direction, about)
+        return self._by_blocks("tangents", direction, about)
 
     def row_values(self, run: Run, method: str, member: Member) -> ShardFolder:
         """The shards of a method's values of rows at a member, by row key: the label is part of what they are of."""
@@ -163,6 +163,13 @@ class Session:
         how = run.objectives[objective].describe(run.model, run.spec.seed)
         about = {"model": run.model.as_dict(), "precision": run.spec.precision, "attack": how}
         return self.folder("attacks", name, about)
+
+    def _by_blocks(self, kind: str, name: str, about: dict[str, Any]) -> BlockFolder:
+        """The shards of values by class, which are read a block of rows at a time."""
+        found = self._folders.get((kind, name))
+        if not isinstance(found, BlockFolder):
+            found = self._folders[kind, name] = self.store.by_blocks(kind, name, about)
+        return found
 
     def folder(self, kind: str, name: str, about: dict[str, Any], mapped: bool = False) -> ShardFolder:
         """The shards of one thing of a kind, which are read once, or mapped; ``about`` is for people who look."""

@@ -20,9 +20,9 @@ def grads_table(run: Run, session: Session) -> pa.Table:
     table = base_table(run)
     table = table.add_column(2, "payload_key", as_arrow(run.train.payload_keys))
     if run.members:
-        logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
+        outputs, rows = session.outputs(run, run.plain_member()), run.train
         with np.errstate(invalid="ignore", over="ignore"):
-            loss = run.row_loss.losses(logits, run.train.labels)
+            loss = outputs.of_rows(rows.payload_keys, "logits", run.row_loss.losses, rows.labels)
         table = table.append_column("loss", nullable(loss))
     table = with_later_rows(table, run)
     return with_provenance(table, {**provenance_of(run, session, "grads"), "noise": noise})

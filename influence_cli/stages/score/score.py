@@ -13,10 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from influence_cli.data.classes import class_count
 from influence_cli.data.tables import with_provenance
 from influence_cli.errors import UsageError
-from influence_cli.maths.labels import most_probable
 from influence_cli.memory import trim_memory
 from influence_cli.methods.protocol import Scores, is_summed
 from influence_cli.model.run_folder import RunFolder
@@ -30,6 +28,7 @@ from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.choice import choice
 from influence_cli.stages.score.combine import check_rule, combine_options, combined, kind_of
+from influence_cli.stages.score.model_says import append_model_says, append_other
 from influence_cli.stages.score.noise import direction_noise
 from influence_cli.stages.score.stored import Blend, StoredRows
 from influence_cli.store.arrow import array_of, array_of_texts
@@ -61,16 +60,14 @@ def score(run: Run, session: Session, per_member: bool = False, combine: str | N
         columns.insert(0, _combined(run, session, columns, combine))
     _note_divided(run, session)
     noise = direction_noise(run, session)
-    session.forget_folders("tangents")  # what is read last: they are as large as the logits
+    session.forget_folders("tangents")
     trim_memory()
     table = _with_scores(base_table(run), run, session, columns, per_member)
-    columns = [replace(c, scores=replace(c.scores, by_label=None, by_member=None)) for c in columns]  # as large as all
+    columns = [replace(c, scores=replace(c.scores, best=None, by_member=None)) for c in columns]  # as large as all
     if run.members:
-        table = _append_model_says(table, run, session, columns[0].scores.logits)
+        table = append_model_says(table, run, session, columns[0].scores.logits)
     elif columns[0].scores.logits is not None and run.row_loss.by_class:
-        labels = run.train.labels
-        others = most_probable(columns[0].scores.logits, labels, class_count(run.manifest.classes, labels))
-        table = _append_label(table, "other", others)
+        table = append_other(table, run, columns[0].scores.logits)
     table = with_later_rows(_append_canaries(table, run, session), run)
     _say_no_score(session, columns)
     _warn_of_nulls(run, session, columns if combine is None else columns[1:])  # lexi scores candidates alone
@@ -107,12 +104,9 @@ def _with_scores(table: pa.Table, run: Run, session: Session, columns: list[Colu
             array = array_of_texts(values.tolist()) if texts else array_of(values, null=values < 0)
             table = table.append_column(f"{c.name}_{name}", array)
     table = _append_members(table, first, per_member, columns, run)
-    if first.by_label is not None:
-        among = first.by_label[:, : class_count(run.manifest.classes, run.train.labels)]
-        best, gain = among.argmax(axis=1), among.max(axis=1) - first.values
-        usable = np.isfinite(first.values)
-        table = table.append_column("best_label", array_of(best.astype(np.int64), null=~usable))
-        table = table.append_column("best_label_gain", nullable(np.maximum(gain, 0.0)))
+    if first.best is not None:
+        table = table.append_column("best_label", array_of(first.best.labels, null=~np.isfinite(first.values)))
+        table = table.append_column("best_label_gain", nullable(np.maximum(first.best.scores - first.values, 0.0)))
     return table
 
 
@@ -280,32 +274,3 @@ def _spread(members: Floats, weights: tuple[float, ...]) -> Floats:
     mean = np.average(members, axis=0, weights=weights)
     variance = np.average((members - mean) ** 2, axis=0, weights=weights)
     return np.sqrt(variance * len(members) / (len(members) - 1))
-
-
-def _append_model_says(table: pa.Table, run: Run, session: Session, unseen: Floats | None) -> pa.Table:
-    """Loss and margin at the checkpoint (or first member), the model's label, and the most probable other one.
-
-    Of numbers the prediction; of several labels a row the one that the model doubts most.  The other label is that of
-    logits [n, C] ``unseen`` by training, where there are such.
-    """
-    logits = session.outputs(run, run.plain_member()).read(run.train.payload_keys)["logits"]
-    labels = run.train.labels
-    with np.errstate(invalid="ignore", over="ignore"):
-        table = table.append_column("loss", nullable(run.row_loss.losses(logits, labels)))
-        if run.row_loss.has_margins:
-            table = table.append_column("margin", nullable(run.row_loss.margins(logits, labels)))
-        if not run.row_loss.by_class:
-            for name, values in run.row_loss.says(logits, labels).items():
-                whole = values.dtype.kind == "i"
-                table = table.append_column(name, array_of(values, values < 0) if whole else nullable(values))
-            return table
-        classes = class_count(run.manifest.classes, labels)  # a model may have more outputs
-        table = _append_label(table, "model", most_probable(logits, None, classes))
-        return _append_label(table, "other", most_probable(logits if unseen is None else unseen, labels, classes))
-
-
-def _append_label(table: pa.Table, name: str, found: tuple[NDArray[np.int64], Floats]) -> pa.Table:
-    """Labels [n] and their probabilities [n], null where that is NaN."""
-    label, probability = found
-    table = table.append_column(f"{name}_label", array_of(label, null=np.isnan(probability)))
-    return table.append_column(f"{name}_probability", nullable(probability))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.errors import UsageError
 from influence_cli.events import Progress
-from influence_cli.methods.stored import Chain
+from influence_cli.methods.stored import Chain, Index
 from influence_cli.model.checkpoints import Trajectory
 from influence_cli.model.training_records import EpochRecords, FoldRecords
 from influence_cli.stages.run import names
@@ -20,6 +22,8 @@ from influence_cli.stages.run.quantities import QUANTITIES, chain_parts
 from influence_cli.stages.run.row_values import values_of
 from influence_cli.stages.run.run import Member, Run
 from influence_cli.stages.run.session import Session
+from influence_cli.store import BlockFolder
+from influence_cli.store.blocks import StoredArray
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +36,7 @@ class StoredRows:
     session: Session
     method: str
     of_another: bool = field(default=False, kw_only=True)  # whether features are of another model than the scored one
+    _arrays: dict[Path, StoredArray] = field(default_factory=dict, init=False, repr=False)  # by folder
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -48,14 +53,28 @@ class StoredRows:
         """The run's."""
         return self.run.spec.seed
 
-    def logits(self, member: Member) -> NDArray[np.floating]:
-        """Logits [n, C] at a member."""
-        return self.session.outputs(self.run, member).read(self.run.train.payload_keys)["logits"]
+    def blocks(self) -> Iterator[Index]:
+        """The places [b] of all rows, some at a time: as the logits of the first member are stored."""
+        return self._array(self.session.outputs(self.run, self.members[0]), "logits").blocks()
 
-    def tangents(self, member: Member, objective: str) -> NDArray[np.floating]:
-        """Derivatives of the logits [n, C] along the method's direction for an objective."""
+    def logits(self, member: Member, some: Index | None = None) -> NDArray[np.floating]:
+        """Logits [n, C] at a member, or [b, C] of some of the rows."""
+        return self._of(self.session.outputs(self.run, member), "logits", some)
+
+    def tangents(self, member: Member, objective: str, some: Index | None = None) -> NDArray[np.floating]:
+        """Derivatives of the logits [n, C] along the method's direction for an objective, or those of some rows."""
         direction = names.along(self.run, self.method, member, objective)
-        return self.session.tangents(self.run, direction).read(self.run.train.payload_keys)["tangent"]
+        return self._of(self.session.tangents(self.run, direction), "tangent", some)
+
+    def _of(self, folder: BlockFolder, name: str, some: Index | None) -> NDArray[np.floating]:
+        array = self._array(folder, name)
+        return array.whole() if some is None else array[some]
+
+    def _array(self, folder: BlockFolder, name: str) -> StoredArray:
+        """An array by class of the run's rows, whose places are looked up once."""
+        if folder.path not in self._arrays:
+            self._arrays[folder.path] = folder.array(self.run.train.payload_keys, name)
+        return self._arrays[folder.path]
 
     def values(self, member: Member) -> Floats | None:
         """The value [n] of rows' own gradients that the method needs; None where it needs none."""
@@ -145,8 +164,8 @@ class Blend(StoredRows):
         """The blend alone."""
         return [self.rule]
 
-    def tangents(self, member: Member, objective: str) -> Floats:
-        """Tangents [n, C] along the blend, in float64.
+    def tangents(self, member: Member, objective: str, some: Index | None = None) -> Floats:
+        """Tangents [n, C] along the blend, or [b, C] of some of the rows, in float64.
 
         Raises:
             UsageError: a direction is zero.
@@ -156,7 +175,7 @@ class Blend(StoredRows):
             norm = super().length(member, blended)
             if norm is None or not norm > 0:
                 raise UsageError(f"the direction of {blended} is zero: there is nothing to blend", fix="leave it out")
-            part = share / norm * super().tangents(member, blended).astype(np.float64)
+            part = share / norm * super().tangents(member, blended, some).astype(np.float64)
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -20,7 +20,7 @@ from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.per_target.against_exact import is_exact
 from influence_cli.stages.score.per_target.products import PAIRS, product_block_size
 from influence_cli.stages.score.per_target.tangents import block_size, rate_key
-from influence_cli.store.gradients import SHARD_BYTES
+from influence_cli.store.shards import SHARD_BYTES
 
 MANY_BLOCKS = 4  # passes from which storing gradients is advised
 ROW_BYTES = 2 * 16  # of a place and a score on either side
