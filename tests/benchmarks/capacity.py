@@ -39,7 +39,7 @@ from influence_cli.store.parquet import write_sealed
 ROOT = Path(__file__).parents[2]
 PEAK = 67e12  # operations a second of an H100 SXM in float32 (data sheet); scoring takes no TF32
 SHARE = 0.4  # of it that is reached: an assumption
-CLASSES = 200  # of the rows that tell what a class takes
+CLASSES = (10, 200)  # of the rows that tell what a class takes
 HAVE = {"host memory": 1e12, "disk": 100e12, "H100": 8.0, "cores": 192.0}  # one day of a large machine
 CASES = (("resnet18", 32, 10), ("resnet50", 224, 1000), ("vit_base_patch16_224", 224, 1000))
 
@@ -138,21 +138,29 @@ def per_row(few: int, many: int, folder: Path) -> list[tuple[str, float, float]]
     ]
 
 
-def per_class(few: int, many: int, classes: int, folder: Path) -> dict[str, float]:
-    """By command: bytes at the peak a further row, for each of so many classes."""
-    found: dict[str, list[int]] = {}
-    for n in (few, many):
-        manifest, store, scores = (
-            features(n, folder / f"{n}.parquet", classes),
-            folder / f"{n}-store",
-            folder / "s.parquet",
-        )
-        if n == few:
-            cost("retrain", manifest, "--model", "linear", "--epochs", 1, "-o", folder / "RUN")
-        asked = ("score", manifest, "--checkpoint", folder / "RUN", "--method", "ip", "--store", store, "-o", scores)
-        for name in ("score, nothing stored", "score, all stored"):
-            found.setdefault(name, []).append(cost(*asked).memory)
-    return {name: (b - a) / (many - few) / classes for name, (a, b) in found.items()}
+def per_class(few: int, many: int, folder: Path) -> dict[str, list[float]]:
+    """By command: bytes at the peak a further row, with so many classes as ``CLASSES`` says."""
+    found: dict[str, list[float]] = {}
+    for classes in CLASSES:
+        taken: dict[str, list[int]] = {}
+        trained = folder / f"RUN-{classes}"
+        for n in (few, many):
+            place = folder / f"{n}-{classes}"
+            manifest = features(n, place.with_suffix(".parquet"), classes)
+            if n == few:
+                cost("retrain", manifest, "--model", "linear", "--epochs", 1, "-o", trained)
+            asked = ("score", manifest, "--checkpoint", trained, "--method", "ip", "--store", place)
+            for name in ("score, nothing stored", "score, all stored"):
+                taken.setdefault(name, []).append(cost(*asked, "-o", folder / "s.parquet").memory)
+        for name, (a, b) in taken.items():
+            found.setdefault(name, []).append((b - a) / (many - few))
+    return found
+
+
+def class_table(found: dict[str, list[float]]) -> str:
+    """What ``per_class`` has found."""
+    return table(["bytes at the peak a further row", *(f"of {classes} classes" for classes in CLASSES)],
+                 [[name, *(f"{size:,.0f}" for size in sizes)] for name, sizes in found.items()])  # fmt: skip
 
 
 def forward_ratio(name: str, size: int, batch: int, repeats: int) -> float:
@@ -220,8 +228,8 @@ def stored(rows: float, classes: int, members: int) -> float:
     return rows * members * 2 * (KEY_BYTES + 4 * classes)
 
 
-def capacity(ratio: float, memory: float, of_class: float) -> list[list[str]]:
-    """Rows, classes and members to hours and bytes; of memory so much a row of 10 classes, and for each further one."""
+def capacity(ratio: float, memory: float) -> list[list[str]]:
+    """Rows, classes and members to hours and bytes; of memory so much a row, whatever its classes."""
     lines = []
     for name, size, classes in CASES:
         flops = operations(name, size, classes)
@@ -230,26 +238,18 @@ def capacity(ratio: float, memory: float, of_class: float) -> list[list[str]]:
                 lines.append([
                     f"{name}, {size} pixels", f"{rows:.0e}".replace("e+0", "e"), f"{classes:,}", str(members),
                     number(hours(rows, flops, ratio, members)), number(stored(rows, classes, members) / 1e9),
-                    number(rows * (memory + of_class * (classes - 10)) / 1e9),
+                    number(rows * memory / 1e9),
                 ])  # fmt: skip
     return lines
 
 
-def on_paper(
-    ratio: float, rows: dict[str, tuple[float, float]], decode: float, of_class: dict[str, float]
-) -> list[list[str]]:
+def on_paper(ratio: float, rows: dict[str, tuple[float, float]], decode: float) -> list[list[str]]:
     """The steps of 1e9 rows at a ResNet-50 of 1,000 classes, what each needs, and how that is to what there is."""
     n, (name, size, classes) = 1e9, CASES[1]
-    cold, curate, further = rows["score, nothing stored"], rows["curate"], of_class["score, nothing stored"]
+    cold, curate = rows["score, nothing stored"], rows["curate"]
     steps = [
-        (
-            "keys, ids, logits and scores of all rows in one process",
-            "host memory",
-            n * (cold[1] + further * (classes - 10)),
-            1e12,
-            "TB",
-        ),
-        ("the same while `curate` runs", "host memory", n * curate[1], 1e12, "TB"),
+        ("keys, ids and scores of all rows while `score` runs", "host memory", n * cold[1], 1e12, "TB"),
+        ("keys, ids and scores of all rows while `curate` runs", "host memory", n * curate[1], 1e12, "TB"),
         ("logits and tangents of one direction", "disk", stored(n, classes, 1), 1e12, "TB"),
         ("images of 110 kB, read once", "disk", n * 110e3, 1e12, "TB"),
         ("passes over the rows", "H100", hours(n, operations(name, size, classes), ratio, 1) / 24, 1.0, "days"),
@@ -283,22 +283,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--quick", action="store_true", help="few rows and small models: figures mean nothing")
-    parser.add_argument("--classes", action="store_true", help="what a further class takes, alone: two minutes")
+    parser.add_argument("--classes", action="store_true", help="what classes take, alone: three minutes")
     given = parser.parse_args()
     torch.set_num_threads(1)
     quick = given.quick
     if given.classes:
         with tempfile.TemporaryDirectory(prefix="influence-capacity-") as at:
-            found = per_class(10_000, 40_000, CLASSES, Path(at))
-        print(table(["what is run", f"bytes at the peak a row and class, of {CLASSES}"],
-                    [[name, f"{size:.1f}"] for name, size in found.items()]))  # fmt: skip
+            print(class_table(per_class(30_000, 120_000, Path(at))))
         return
     with tempfile.TemporaryDirectory(prefix="influence-capacity-") as at:
         folder = Path(at)
         # both numbers are of more rows than are read at once, whose buffers are no part of what a further row takes
         rows = per_row(*((300, 900) if quick else (100_000, 400_000)), folder)
         (folder / "classes").mkdir()
-        of_class = per_class(*((200, 400) if quick else (10_000, 40_000)), CLASSES, folder / "classes")
+        of_class = per_class(*((200, 400) if quick else (30_000, 120_000)), folder / "classes")
         ratios = [
             (name, size, forward_ratio(name, size, *((4, 1) if quick else (batch, 8))))
             for name, size, batch in (("resnet18", 32, 64), ("resnet50", 64, 16), ("vit_tiny_patch16_224", 64, 64))
@@ -315,15 +313,13 @@ def main() -> None:
         commit=commit.strip(), date=datetime.datetime.now(datetime.UTC).date(), machine=machine(),
         rows=table(["what is run", "CPU microseconds a row", "bytes at the peak a row"],
                    [[name, f"{seconds:.1f}", f"{memory:,.0f}"] for name, seconds, memory in rows]),
-        classes=table(["what is run", f"bytes at the peak a row and class, of {CLASSES}"],
-                      [[name, f"{size:.1f}"] for name, size in of_class.items()]),
+        classes=class_table(of_class),
         ratios=table(["model", "pixels", "forward passes"], [[n, str(s), f"{r:.2f}"] for n, s, r in ratios]),
         decode=f"{1e3 * decode:.1f}", ratio=f"{ratio:.2f}", peak=f"{PEAK / 1e12:.0f}", share=f"{SHARE:.0%}",
         planned=table(["model", "train rows", "planned, GB", "real, GB", "planned / real"], planned),
         capacity=table(["model", "rows", "classes", "members", "hours of an H100", "GB stored", "GB of host memory"],
-                       capacity(ratio, max(0.0, by_name["score, nothing stored"][1]),
-                                max(0.0, of_class["score, nothing stored"]))),
-        paper=table(["step", "needs", "there is", "times what there is"], on_paper(ratio, by_name, decode, of_class)),
+                       capacity(ratio, max(0.0, by_name["score, nothing stored"][1]))),
+        paper=table(["step", "needs", "there is", "times what there is"], on_paper(ratio, by_name, decode)),
     )  # fmt: skip
     if given.output is None:
         print(page)
@@ -353,7 +349,8 @@ GPUs (`torchrun`) take less, and decoding is apart: {decode} ms of a core for a 
 
 ## Capacity
 
-One direction: one objective at one method without curvature. Bytes are of logits and tangents in float32.
+One direction: one objective at one method without curvature. Bytes are of logits and tangents in float32. Host memory
+is what was measured a row: logits and tangents are read a block of rows at a time, so that classes do not count.
 
 {capacity}
 ## 1e9 rows on paper
@@ -367,6 +364,8 @@ disk that all processes share. The step that is most times above what there is b
 A further row, between 100,000 and 400,000 rows of 16 features at a linear model, `--method ip`:
 
 {rows}
+The same with few and with many classes, between 30,000 and 120,000 rows (`--classes`):
+
 {classes}
 A pass with the tangents of one direction, in forward passes of the same batch, CPU seconds, interleaved:
 
