@@ -66,7 +66,7 @@ class BlockFolder(MappedFolder):
         for k in np.unique(owner).tolist() or [0]:  # of no rows, what they are like
             mine = owner == k
             try:
-                values = taken(self._read(stored.shards[k])[name], where[mine] - stored.starts[k])
+                values = taken(np.asarray(self._read(stored.shards[k])[name]), where[mine] - stored.starts[k])
             except (DamagedFile, KeyError) as error:
                 self._lose(stored.shards[k], error)
                 what = f"{int(mine.sum()):,} rows that were stored are damaged"
