@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +99,7 @@ class Edits:
     @functools.cached_property
     def edited(self) -> Ints:
         """Positions of the edited rows."""
-        return np.array([i for i, r in enumerate(self.reason) if r], dtype=np.int64)
+        return np.fromiter(itertools.compress(range(len(self.reason)), self.reason), np.int64)
 
 
 def _words(values: Floats) -> NDArray[np.uint64]:

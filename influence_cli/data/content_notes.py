@@ -48,8 +48,8 @@ def _class_notes(manifest: Manifest) -> list[str]:
     names, notes = manifest.classes or (), list[str]()
     if manifest.label_kind.holds != CLASSES:
         return []
-    train = set(manifest.rows("train").labels.tolist())
-    others = sorted(set(manifest.all_rows().labels.tolist()) - train)
+    train = set(np.unique(manifest.rows("train").labels).tolist())
+    others = sorted(set(np.unique(manifest.all_rows().labels).tolist()) - train)
     if train and others:
         known = ", ".join(class_name(names, k) for k in others[:SHOWN])
         notes.append(f"no train row is of these classes, which val or test rows have: {known}")

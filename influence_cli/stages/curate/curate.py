@@ -36,6 +36,7 @@ from influence_cli.stages.curate.score_table import (
     said_of_rows_without_score,
     scored_groups,
 )
+from influence_cli.store.arrow import array_of
 from influence_cli.store.keys import taken
 from influence_cli.store.shards import as_arrow
 
@@ -70,10 +71,10 @@ class Curated:
             "action": pa.array([edits.action_of(i) for i in order.tolist()], pa.string()),
             "label_was": labelled(scored.labels[order]),
             "label": labelled(edits.labels[order]),
-            "weight_was": pa.array(scored.weights[order]),
-            "weight": pa.array(edits.weights[order]),
-            "score": pa.array(scored.score[order]),
-            "reason": pa.array([edits.reason[i] for i in order], pa.string()),
+            "weight_was": array_of(scored.weights[order]),
+            "weight": array_of(edits.weights[order]),
+            "score": array_of(scored.score[order]),
+            "reason": pa.array([edits.reason[i] for i in order.tolist()], pa.string()),
         }
         return with_provenance(pa.table(columns), self.provenance())
 
