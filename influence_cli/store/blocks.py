@@ -6,6 +6,7 @@ In memory are the keys, and where each row stands; never the values of all rows,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from influence_cli.errors import StoreError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys, taken
-from influence_cli.store.mapped import Located, MappedFolder
-from influence_cli.store.shards import TRIES, Arrays, ShardFolder
+from influence_cli.store.mapped import Located, LostRows, MappedFolder
+from influence_cli.store.shards import MERGE_ROWS, TRIES, Arrays, ShardFolder, most_rows, positions, remove_others
 
 BLOCK_ROWS = 65_536  # at most, that are read at once
 BLOCK_VALUES = 1 << 20  # at most, of the rows that are read at once, but for a single row
@@ -44,6 +45,31 @@ class BlockFolder(MappedFolder):
     def compact(self, full: int) -> int:
         """As of any folder of shards."""
         return ShardFolder.compact(self, full)
+
+    def collect(self, keep: Keys | None) -> tuple[int, int]:
+        """(rows dropped, shards merged): rows of no payload in ``keep`` go, small shards become large ones.
+
+        The values of one shard's rows are in memory at a time.
+
+        Raises:
+            LostRows: a shard turned out to be damaged; it was set aside.
+        """
+        stored = self._index()
+        keys, first = stored.keys, positions(stored.keys, stored.keys) == np.arange(len(stored.keys))
+        wanted = first if keep is None else first & (positions(keys, keep) >= 0)
+        rows = MERGE_ROWS if not stored.shards else min(MERGE_ROWS, most_rows(stored.shards[0]))
+        if wanted.all() and len(stored.shards) <= max(-(-len(keys) // rows), 1):
+            return 0, 0
+        names = self._read(stored.shards[0]).keys() - {"keys"}
+        chosen, written = np.flatnonzero(wanted), set[Path]()
+        for start in range(0, len(chosen), rows):
+            some = chosen[start : start + rows]
+            try:
+                values = {name: self.rows_at(some, stored, name) for name in sorted(names)}
+            except StoreError as error:
+                raise LostRows(some) from error
+            written.add(self.write(keys[some], values))
+        return int((first & ~wanted).sum()), remove_others(stored.shards, written)
 
     def look(self, keys: Keys) -> tuple[Index, Located]:
         """The number of each of ``keys`` [n, 16] among all rows as they are stored now; KeyError where one is not."""

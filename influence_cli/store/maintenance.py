@@ -14,6 +14,7 @@ from pathlib import Path
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store import Store, layout
+from influence_cli.store.blocks import BlockFolder
 from influence_cli.store.entries import Entry, list_entries
 from influence_cli.store.file_keys import read_keys
 from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
@@ -26,6 +27,7 @@ from influence_cli.store.shards import TRIES, ShardFolder
 __all__ = ["Entry", "Found", "collect", "examine", "list_entries"]
 
 SPARE_SECONDS = 24 * 3600.0  # a younger temporary file may belong to a run in progress
+FOLDERS = {"gradients": GradientFolder, **dict.fromkeys(("outputs", "tangents", "features"), BlockFolder)}
 NAMED = 5  # so many files that are not the store's are named
 
 
@@ -125,7 +127,7 @@ def collect(root: Path, keep: Keys | None, listener: Listener = SILENT, fits: se
     dropped = merged = 0
     for kind in layout.SHARDED:
         for path in layout.folders_of(root / kind):
-            rows, shards = _collect_rows(GradientFolder if kind == "gradients" else ShardFolder, path, keep, listener)
+            rows, shards = _collect_rows(FOLDERS.get(kind, ShardFolder), path, keep, listener)
             dropped, merged = dropped + rows, merged + shards
     return {
         "files_removed": removed,

@@ -244,7 +244,7 @@ class ShardFolder:
         """
         try:
             rows = {shard: int(read_metadata(shard)["rows"]) for shard in self._shards()}
-            full = min([full, *(max(1, SHARD_BYTES // _row_bytes(*one)) for one in list(rows.items())[:1])])
+            full = min([full, *(most_rows(shard) for shard in list(rows)[:1])])
             small = [shard for shard, count in rows.items() if 2 * count < full]
             if len(small) <= MANY_SMALL:
                 return 0
@@ -316,10 +316,11 @@ def _tensors_of(shard: Path) -> Arrays:
     return unflattened(tensors)
 
 
-def _row_bytes(shard: Path, rows: int) -> int:
-    """The bytes of the largest value of a row, by the header of a shard of so many rows."""
-    places = [entry["data_offsets"] for name, entry in read_header(shard).items() if name != "__metadata__"]
-    return max(1, *((last - first) // rows for first, last in places))
+def most_rows(shard: Path) -> int:
+    """How many rows like those of a shard one may have, by its bytes."""
+    header, rows = read_header(shard), int(read_metadata(shard)["rows"])
+    places = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    return max(1, SHARD_BYTES // max(1, *((last - first) // rows for first, last in places)))
 
 
 def remove_others(old: list[Path], written: set[Path]) -> int:

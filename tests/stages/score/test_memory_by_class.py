@@ -6,10 +6,12 @@ python -m pytest tests/stages/score/test_memory_by_class.py
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,9 @@ import torch
 from safetensors.torch import save_file
 
 from influence_cli.settings import GradSpec
-from influence_cli.store import blocks
+from influence_cli.stages.run import names
+from influence_cli.store import Store, blocks
+from influence_cli.store.maintenance import collect
 from tests.cases import job_of, write
 from tests.opened import Opened, grads_table, score
 
@@ -68,3 +72,17 @@ def test_no_array_of_all_rows_by_class_is_held(method: str, place: Path, monkeyp
     score(opened(place, method))  # all is imported, and the store is filled
     assert most(lambda: score(opened(place, method))) < ONE_ARRAY
     assert most(lambda: grads_table(opened(place, method))) < ONE_ARRAY
+
+
+def test_gc_holds_a_shard_at_a_time(place: Path, tmp_path: Path) -> None:
+    score(opened(place, "ip"))
+    shutil.copytree(place / "store", tmp_path / "store")
+    keep = opened(place, "ip").train.payload_keys[10:]
+    before = opened(place, "ip").outputs(opened(place, "ip").plain_member()).read(keep)["logits"]
+    found = dict[str, int]()
+    with mock.patch("influence_cli.store.blocks.MERGE_ROWS", 500):
+        held = most(lambda: found.update(collect(tmp_path / "store", keep)))
+    assert held < ONE_ARRAY
+    assert found["rows_dropped"] >= 2 * 10
+    folder = Store(tmp_path / "store").by_blocks("outputs", names.outputs(opened(place, "ip").plain_member()))
+    assert np.array_equal(folder.read(keep)["logits"], before)
