@@ -321,7 +321,7 @@ def retrain(manifest: Any, output: str, **options: Any) -> dict[str, Any]:
     listener, log = options.pop("listener"), options.pop("log", ())
     arms = tuple(dict(options.pop("arms", {})).items())
     recipe, inputs, request = take((Recipe, Inputs, RetrainRequest), options, "log")
-    request = {"test_required": False, **request, "arms": arms}
+    request = {"test_required": False, **request, "arms": arms, "overlap_asked": "overlap" in inputs}
     made = RetrainRequest(Inputs(manifest, **inputs), place("output", output), **request)
     return stage(made, Recipe(**recipe, asked=frozenset(recipe)), listener, log)
 

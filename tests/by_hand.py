@@ -46,8 +46,6 @@ def trained_by_hand(
         draws, order = row_hashes(ids, seed, epoch), epoch_order(ids, seed, epoch)
         for first in range(0, len(ids), recipe.batch_size):
             some = order[first : first + recipe.batch_size]
-            if len(some) == 1:
-                continue
             z = model(as_input(augment(x[some], draws[some], recipe.augment), spec))
             logits |= {ids[k]: z[n].detach() for n, k in enumerate(some.tolist())}
             model.zero_grad()

@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 
 LARGEST = 10_000  # parameters of the layer, whose matrix is dense
 LEAST = 10  # rows that it is tuned on
+SURE = 4 * LEAST  # target rows of which the half is as many but for one case in 3,000
 
 
 def tuning_rows(target: Rows, seed: int) -> Rows:
@@ -57,7 +58,9 @@ class TunedHead:
             raise UsageError("head-vm tunes a layer by cross-entropy, and the task has another loss", fix="use ip")
         rows = tuning_rows(target, seed)
         if len(rows) < LEAST:
-            raise UsageError(f"head-vm tunes on half of the target rows, {len(rows)}", fix="give more target rows")
+            found = f"{len(rows)} of {len(target)} rows"
+            what = f"head-vm tunes a layer on half of the target rows: that is {found}, and at least {LEAST} are needed"
+            raise UsageError(what, fix=f"give {SURE} target rows or more: each is in that half by chance")
         precision = "fp64" if point.dtype == torch.float64 else "fp32"
         self.curvature = Curvature(
             point.model, spec, rows, "last", device=point.device, batch_size=size, precision=precision, loss=loss

@@ -49,10 +49,7 @@ def _class_notes(manifest: Manifest) -> list[str]:
     if manifest.label_kind.holds != CLASSES:
         return []
     train = set(np.unique(manifest.rows("train").labels).tolist())
-    others = sorted(set(np.unique(manifest.all_rows().labels).tolist()) - train)
-    if train and others:
-        known = ", ".join(class_name(names, k) for k in others[:SHOWN])
-        notes.append(f"no train row is of these classes, which val or test rows have: {known}")
+    notes += classes_not_trained_on(manifest)
     if len(train) == 1:
         only = class_called(names, next(iter(train)))
         notes.append(f"every train row is of {only}: a model of them tells nothing apart")
@@ -80,7 +77,27 @@ def _weight_notes(manifest: Manifest) -> list[str]:
         if blank
         else []
     )
-    return [*notes, "every train row has weight 0"] if len(train) and not train.weights.any() else notes
+    if len(train) and not train.weights.any():
+        return [*notes, "every train row has weight 0"]
+    return notes
+
+
+def classes_not_trained_on(manifest: Manifest) -> list[str]:
+    """A sentence on classes that only val or test rows have, and one on those whose train rows all have weight 0."""
+    train, notes = manifest.rows("train"), list[str]()
+    if manifest.label_kind.holds != CLASSES or not train.weights.any():
+        return []
+
+    def called(classes: set[int]) -> str:
+        return ", ".join(class_name(manifest.classes or (), k) for k in sorted(classes)[:SHOWN])
+
+    there, learnt = set(train.labels.tolist()), set(train.labels[train.weights > 0].tolist())
+    others = set(np.unique(manifest.all_rows().labels).tolist()) - there
+    if others:
+        notes.append(f"no train row is of these classes, which val or test rows have: {called(others)}")
+    if there - learnt:
+        notes.append(f"every train row of these classes has weight 0, so that none is learnt: {called(there - learnt)}")
+    return notes
 
 
 def _rows(count: int) -> str:

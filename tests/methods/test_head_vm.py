@@ -59,8 +59,11 @@ def test_what_it_cannot_do_is_refused(mlp: Problem, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no minimum"):
         make_methods(GradSpec(methods=METHOD, options={"head-vm": {"l2": 0.0}}))
     few = make_problem(tmp_path / "few", "linear", (3,), classes=2, train=6, val=6)
-    with pytest.raises(UsageError, match="half of the target rows"):
+    with pytest.raises(
+        UsageError, match=r"half of the target rows: that is \d of 6 rows, and at least 10 are"
+    ) as few_rows:
         score(few.job(methods=METHOD))
+    assert "give 40 target rows or more" in str(few_rows.value.fix)
     where = ("--checkpoint", str(mlp.checkpoint), "--store", str(tmp_path / "store"), "-o", str(tmp_path / "p.parquet"))
     ran = call_cli("score", str(mlp.manifest), *where, "--method", "head-vm", "--per-target", cwd=tmp_path)
     assert ran.code == 2

@@ -247,16 +247,21 @@ def test_a_common_factor_of_the_weights_changes_nothing(factor: float, tolerance
 
 
 @pytest.mark.parametrize(("n", "batch"), [(24, 5), (21, 5), (20, 5), (3, 2), (2, 8), (1, 4)])
-def test_steps_are_counted_and_a_lone_last_row_is_passed_over(n: int, batch: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", [False, True])
+def test_steps_are_counted_and_batch_norm_alone_passes_over_a_lone_last_row(
+    n: int, batch: int, norm: bool, tmp_path: Path
+) -> None:
     model, calls = Recorder(3, 2), []
+    if norm and n > 1:
+        model.head = nn.Sequential(nn.BatchNorm1d(3), model.head)
     recipe = Recipe(epochs=3, batch_size=batch, lr=0.1)
     data = feature_examples(tmp_path, n=n)
     steps = training.train(model, data, recipe, 0, CPU, lambda *a: calls.append(a))
     assert steps == len(model.seen)
     assert [c[:2] for c in calls] == [(e, steps // 3 * (e + 1)) for e in range(3)]
     sizes = [len(x) for x in model.seen[: steps // 3]]
-    assert sum(sizes) == (n - 1 if n % batch == 1 < n else n)
-    assert all(s > 1 for s in sizes) or n == 1
+    assert sum(sizes) == (n - 1 if norm and n % batch == 1 < n else n)
+    assert all(s > 1 for s in sizes) or not norm or n == 1
     assert calls[-1][2] == recipe.rate(steps - 1, steps)
 
 

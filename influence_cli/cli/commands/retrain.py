@@ -38,7 +38,8 @@ def retrain(settings: Settings) -> int | None:
         raise UsageError("no run folder", fix="pass -o RUN")
     check_pages(result)
     inputs = inputs_of(settings, require_source(settings, "a manifest"))
-    request = settings.make(RetrainRequest, inputs=inputs, canaries=_canaries(settings), edits=_edits(settings))
+    made = {"canaries": _canaries(settings), "edits": _edits(settings)}
+    request = settings.make(RetrainRequest, inputs=inputs, overlap_asked=bool(settings.chosen("overlap")), **made)
     asked = {f.name for f in fields(Recipe) if f.name in settings.origins and settings.chosen(f.name) is not None}
     recipe = settings.make(Recipe, asked=frozenset(asked))
     compared = request.against is not None or request.edits is not None

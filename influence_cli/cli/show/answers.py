@@ -56,7 +56,8 @@ def next_of_retrain(metrics: Figures, asked: Figures) -> list[Any]:
     # auto judges classes without target rows; of other labels it takes a method that needs them, and loss needs none
     judged = "target_loss" in first or any(name.endswith("accuracy") for name in first)
     target = [] if judged else ["--method", "loss"]
-    score = ["--checkpoint", run, *asked["read"], *target, "-o", "scores.parquet"]
+    overlap = ["--overlap", metrics["overlap_for_score"]] if "overlap_for_score" in metrics else []
+    score = ["--checkpoint", run, *asked["read"], *overlap, *target, "-o", "scores.parquet"]
     if not metrics["comparison"]:
         return ["score", asked["manifest"], *score]
     best = edited_arms(metrics)[0]

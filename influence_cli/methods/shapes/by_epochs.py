@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from influence_cli.model.checkpoints import Trajectory
     from influence_cli.model.losses import RowLoss
 
-NOT_TRAINED_ON = "were not trained on as they are (left out, new, or under another label)"
+NOT_TRAINED_ON = "were not trained on as they are (left out, weight 0, new, under another label, or passed over)"
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ class ByEpochs(Method):
     def score(self, stored: Stored, rows: Rows, loss: RowLoss) -> list[Scores]:
         """Scores of the rows that were trained on as they are."""
         records = stored.by_epoch(self.value)
-        seen: list[int] = []
+        epochs, seen = 0, np.array(False)  # and whether any of them had the row
 
         def counted() -> Iterator[Floats]:
+            nonlocal epochs, seen
             for values in records.each(self.value):
-                seen.append(len(values))
+                epochs, seen = epochs + 1, seen | ~np.isnan(values)
                 yield values
 
         values = self.of_epochs(counted())
-        facts = {"epochs": len(seen), "rows": len(values)}
-        new = np.isnan(records.onto(np.ones(len(values)), rows.row_keys))
+        facts = {"epochs": epochs, "rows": len(values)}
+        new = np.isnan(records.onto(np.where(seen, 1.0, np.nan), rows.row_keys))  # or passed over in every epoch
         return [Scores(records.onto(values, rows.row_keys), facts=facts, no_score=NOT_TRAINED_ON, excused=new)]

@@ -86,6 +86,17 @@ class Recipe:
         """Whether rows are passed over again and again, not solved for at once."""
         return self.optimizer != LBFGS
 
+    def leaves_one(self, rows: int) -> bool:
+        """Whether the last batch of an epoch over so many rows has a single one."""
+        return self.has_epochs and rows % self.batch_size == 1 < rows
+
+    def describe_over(self, rows: int) -> dict[str, Any]:
+        """What stands for training on so many rows in the name of what comes of it.
+
+        A single last row was passed over once, so that trainings with one have other names than before.
+        """
+        return {**self.describe(), **({"single_last_row": 1} if self.leaves_one(rows) else {})}
+
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at ``step`` of ``steps``, in [0, peak]."""
         warm = int(self.warmup * steps)

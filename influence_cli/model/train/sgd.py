@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.errors import ModelError
@@ -67,15 +68,14 @@ def augment(pixels: Any, draws: NDArray[np.uint64], how: str) -> Any:
 
 
 def _train_batches(
-    data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed: int, epoch: int, among: Among | None
+    data: Examples, keep: NDArray[np.int64], recipe: Recipe, seed: int, epoch: int, among: Among | None, last: int
 ) -> Iterator[Any]:
+    """The batches of an epoch, of ``last`` of its rows in order."""
     ids = [data.ids[i] for i in keep.tolist()]
     draws = row_hashes(ids, seed, epoch)
-    order = epoch_order(ids, seed, epoch)
+    order = epoch_order(ids, seed, epoch)[:last]
     for first in range(0, len(order), recipe.batch_size):
         chosen = order[first : first + recipe.batch_size]
-        if len(chosen) == 1 and len(order) > 1:
-            continue  # BatchNorm cannot normalise one row; at most one row an epoch is passed over
         every = keep[chosen]
         own = chosen if among is None else among.own(chosen)
         rows = keep[own]
@@ -118,11 +118,12 @@ def train(
     optimizer = _optimizer(model, recipe)
     if on_start is not None:
         on_start(optimizer)
-    steps, step, mixed = _steps_an_epoch(len(keep), recipe) * recipe.epochs, 0, recipe.amp == "bf16"
+    last = len(keep) - passes_over_one(model, recipe, len(keep))
+    steps, step, mixed = math.ceil(last / recipe.batch_size) * recipe.epochs, 0, recipe.amp == "bf16"
     for epoch in range(recipe.epochs):
         torch.manual_seed(seed * 100_003 + epoch + (0 if among is None else among.apart))  # dropout inside the model
         rate = 0.0
-        for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among):
+        for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among, last):
             rate = recipe.rate(step, steps)
             _set_rate(optimizer, rate)
             alike = contextlib.nullcontext() if among is None else among.batch(whole[0])
@@ -147,9 +148,13 @@ def train(
     return step
 
 
-def _steps_an_epoch(rows: int, recipe: Recipe) -> int:
-    """Batches of so many rows; one of a single row is passed over."""
-    return math.ceil(rows / recipe.batch_size) - (rows % recipe.batch_size == 1 < rows)
+def passes_over_one(model: nn.Module, recipe: Recipe, rows: int) -> bool:
+    """Whether each epoch over so many rows passes over one: a single last row, which BatchNorm cannot normalise.
+
+    The model is in training mode.
+    """
+    norms = any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+    return norms and recipe.leaves_one(rows)
 
 
 def _among(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from influence_cli.actions import make_action
 from influence_cli.data.classes import label_called
+from influence_cli.data.content_notes import classes_not_trained_on
 from influence_cli.data.feature_names import identity_of
 from influence_cli.data.label_kinds import CLASSES
 from influence_cli.data.labels import numbered_as
@@ -22,7 +23,7 @@ from influence_cli.model.checkpoints import find_model
 from influence_cli.model.hf_folder import HF, hub_name, start_folder
 from influence_cli.model.hub import download
 from influence_cli.model.new_spec import new_spec
-from influence_cli.model.spec import ModelSpec, is_own, refuse_pretrained
+from influence_cli.model.spec import ModelSpec, is_own, is_plain, refuse_pretrained
 from influence_cli.model.standardise import standardised_by
 from influence_cli.settings import parse_budget
 from influence_cli.stages.curate.request import CurateRequest
@@ -168,10 +169,17 @@ def _to_train(request: RetrainRequest, manifest: Manifest, listener: Listener) -
     from_scratch = request.init is None and not request.pretrained
     spec = new_spec(with_outputs(inputs), manifest, None, from_scratch, listener)
     made = standardised_by(spec, manifest.rows("train"), request.raw_features) if from_scratch else spec
-    if made is not spec:
+    return with_class_order(made, inputs, manifest, request.init or "")
+
+
+def say_of_rows(request: RetrainRequest, spec: ModelSpec, base: Rows, listener: Listener) -> None:
+    """What is made of the rows' features, and a warning of classes that the model cannot learn."""
+    by_us = is_plain(spec.name) and spec.payload_kind.scaled and request.inputs.mean is None
+    if by_us and spec.mean and request.init is None and not request.raw_features:
         said = "features are standardised by mean and sd of the train rows (--raw-features takes them as they are)"
         listener.note(said)
-    return with_class_order(made, inputs, manifest, request.init or "")
+    for untaught in classes_not_trained_on(base.manifest):
+        listener.warn(untaught)
 
 
 def compared_arms(

@@ -137,6 +137,7 @@ class RetrainRequest:
         metavar="words|COLUMN",
     )  # fmt: skip
     options: Options = field(default_factory=dict)
+    overlap_asked: bool = False  # for what is done with target rows that are train rows: their refusal is the default
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.record if name not in RECORDS]

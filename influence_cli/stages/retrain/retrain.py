@@ -32,11 +32,13 @@ from influence_cli.stages.retrain.opening import (
     model_to_train,
     open_table,
     rows_to_test,
+    say_of_rows,
     scored_arms,
 )
 from influence_cli.stages.retrain.request import RetrainRequest
 from influence_cli.stages.retrain.rounds import check_rounds, iterated_arms
 from influence_cli.stages.retrain.run_place import at_hand, check_model, check_run_folder
+from influence_cli.stages.retrain.shared_rows import target_to_measure
 from influence_cli.stages.retrain.training_run import Training, TrainingRun
 from influence_cli.stages.run.usable_rows import left_out_of, usable_now
 
@@ -81,9 +83,11 @@ def retrain(
         raise UsageError(what, fix="leave --calibration out")
     if edits is not None and edits.rounds == 1:
         arms += scored_arms(edits, base, request.seed, listener)
+    target = usable_now(base.manifest.rows("val"), spec, request.inputs)
+    whole, (target, overlap) = len(target), target_to_measure(request, base, target, test, listener)
+    say_of_rows(request, spec, base, listener)
     device = device_of(request.device)
     planted = plant_in_arms(request, base, arms, left_out, spec.num_classes, listener)
-    target = usable_now(base.manifest.rows("val"), spec, request.inputs)
     sets = {
         name: Examples(rows, spec, listener, f"{name} rows")
         for name, rows in (("train", base), ("test", test), ("target", target))
@@ -92,11 +96,14 @@ def retrain(
     attack_of(request.attack, request.options, spec)  # what cannot be attacked is refused before anything is trained
     changed, twins = _changed(request, base, test, spec, listener)
     run = TrainingRun(request, recipe, spec, base, test, sets, device, listener, changed, twins)
+    run.narrowed = target.fingerprint() if len(target) < whole else None
     if edits is not None and edits.rounds > 1:
         arms += iterated_arms(run, edits, base)
     if len({arm.name for arm in arms}) < len(arms):
         raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
     metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
+    if overlap is not None:
+        metrics["overlap_for_score"] = overlap
     folds = out_of_fold(run, arms[0], metrics)
     kept = {  # of the rows left out: one with another label or payload under its id is none of them
         "calibration": request.calibration,

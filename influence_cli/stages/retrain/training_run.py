@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,9 @@ class TrainingRun:
     changed: Changed | None = None  # twins of test rows
     twins: Examples | None = None  # the test rows with their twins, decoded
     group: Group | None = field(default_factory=current)  # the processes that train together
+    narrowed: str | None = None  # what the target rows are known by where some of them are left out
     said_start: bool = False  # what of the first model is drawn anew
+    said_row: bool = False  # that a last row is passed over
     trainings: list[Training] = field(default_factory=list)  # in order; one that is asked for again is named again
     _new: set[str] = field(default_factory=set)  # folders of what this run has trained itself
     _checked: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)  # kept trainings, to be taken once
@@ -76,7 +79,11 @@ class TrainingRun:
     def folder(self, arm: Arm, seed: int) -> RunFolder:
         """Where an arm and seed are kept: a run folder of its own."""
         init = None if self.request.init is None else find_checkpoint(self.request.init)[0].digest
-        recipe = {**self.recipe.describe(), "init": init, "pretrained": self.request.pretrained}
+        recipe = {
+            **self.recipe.describe_over(int((arm.weights > 0).sum())),
+            "init": init,
+            "pretrained": self.request.pretrained,
+        }
         if self.spec.task is not None and self.spec.task.loss is not None:
             recipe["loss"] = self._loss_name
         measured = [self.test, self.base.manifest.rows("val")]
@@ -168,6 +175,7 @@ class TrainingRun:
         torch.manual_seed(seed)
         model = self._model()
         data = labelled(self.sets["train"], arm.labels, arm.weights)
+        self._say_passed_over(model, int((arm.weights > 0).sum()))
         with self.listener.progress(what, self.recipe.rounds, "epochs") as progress:
             notes = TrainingNotes(folder, model, self.spec, progress)
             notes.keep_checkpoints(keep, self.recipe.rounds)
@@ -187,6 +195,23 @@ class TrainingRun:
             return train(model, data, self.recipe, seed, self.device, *told)
         run = (self.request, self.recipe, seed, self.base.ids)
         return train_together(group, *run, model, data, self.device, *told)
+
+    def _say_passed_over(self, model: nn.Module, rows: int) -> None:
+        """Once a run, that a row of every epoch is trained on in no batch, and what would change it."""
+        from influence_cli.model.train.sgd import passes_over_one
+
+        if self.said_row or not passes_over_one(model.train(), self.recipe, rows):
+            return
+        self.said_row, size = True, self.recipe.batch_size
+        self.listener.note(
+            f"{rows:,} rows in batches of {size:,} leave 1 row over in each epoch, another each time, which is "
+            f"passed over: BatchNorm cannot normalise a batch of one; --batch-size {self._whole(rows)} leaves none over"
+        )
+
+    def _whole(self, rows: int) -> int:
+        """The next larger size of batches that leaves no single row over."""
+        sizes = itertools.count(self.recipe.batch_size + 1)
+        return next(b for b in sizes if not replace(self.recipe, batch_size=b).leaves_one(rows))
 
     def _row_keys(self, arm: Arm) -> Keys:
         """Keys [n, 16] of the rows under the labels that an arm is trained on."""
@@ -229,6 +254,8 @@ class TrainingRun:
             by.append(fingerprint("groups", 1, rows=[list(row) for row in zip(keys, groups.tolist(), strict=True)]))
         if self.changed is not None:
             by.append(self.changed.digest)
+        if self.narrowed is not None:
+            by.append(self.narrowed)
         return f"{MEASURED} by {' and '.join(by)}" if by else MEASURED
 
     def _measure(self, model: nn.Module, arm: Arm) -> dict[str, Any]:

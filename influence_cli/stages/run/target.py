@@ -30,7 +30,7 @@ SHOWN = 6  # classes, or groups, whose shares are told
 BOTH_WAYS = (
     "take them out of one of the two; or pass --overlap keep, which leaves them in the target (equal rows are "
     "natural where columns are discrete), or "
-    "--overlap drop (--allow-overlap before) takes them out of it, which narrows it"
+    "--overlap drop, which takes them out of it and narrows it"
 )
 
 
@@ -47,9 +47,20 @@ def target_rows(
     ``columns`` are those with groups that the objectives are about, beside that of ``inputs``.
     """
     target, where = given_target(inputs, manifest, listener, model, store)
-    train = manifest.rows("train")
     if inputs.allow_overlap:
         listener.note("--allow-overlap is called --overlap drop now; --overlap keep leaves such rows in the target")
+    return of_their_own(target, inputs, manifest, where, listener, columns)
+
+
+def of_their_own(
+    target: Rows, inputs: Inputs, manifest: Manifest, where: str, listener: Listener, columns: Iterable[str] = ()
+) -> tuple[Rows, Rows]:
+    """Target rows less those that are left out as training or test rows, and the former of these.
+
+    Raises:
+        ManifestError: they are more than 1% and nothing says what they are, or all are left out.
+    """
+    train = manifest.rows("train")
     kept, overlap = _apart(target, train, "training", inputs, where, listener)
     kept, _ = _apart(kept, manifest.rows("test"), "test", inputs, where, listener)  # tests would know the answer
     if inputs.overlap == "drop" and len(kept) < len(target):

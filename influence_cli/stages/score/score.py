@@ -150,7 +150,9 @@ def _say_no_score(session: Session, columns: list[Column]) -> None:
     for reason in dict.fromkeys(c.scores.no_score for c in columns if c.scores.no_score):
         rows = np.any([_excused(c.scores) for c in columns if c.scores.no_score == reason], axis=0)
         if rows.any():
-            session.listener.warn(f"{int(rows.sum()):,} of {len(rows):,} rows {reason}: their score is null")
+            every = [c.name.partition("/")[0] for c in columns if c.scores.no_score == reason]
+            by = ", ".join(dict.fromkeys(every))
+            session.listener.warn(f"{by}: {int(rows.sum()):,} of {len(rows):,} rows {reason}: their score is null")
 
 
 def _combined(run: Run, session: Session, columns: list[Column], rule: str) -> Column:

@@ -85,7 +85,7 @@ class Refitter:
             "refit",
             1,
             rows=digest_of_sorted(self._tokens[refit.kept]),
-            recipe={**self._recipe(refit).describe(), **self._own_loss},
+            recipe={**self._recipe(refit).describe_over(int(refit.kept.sum())), **self._own_loss},
             model=self.trainer.spec.as_dict(),
             start=self.trainer.start(),
             seed=None if self.deterministic else refit.seed,
