@@ -98,10 +98,9 @@ def train(
     """Train in place; returns the number of steps.  ``on_epoch(epoch, step, rate)`` is called after every epoch.
 
     ``seen`` is told the logits of every row in every epoch, and ``on_start`` the optimizer; they change nothing.  Every
-    process of a ``group`` has its share of each batch.
-
-    The loss of a batch is sum w l / sum w; rows of weight 0 are left out.  With ``amp`` bf16 the forward and backward
-    passes are torch's automatic mixed precision; weights, their updates and the loss stay in float32.
+    process of a ``group`` has its share of each batch.  The loss of a batch is sum w l / sum w; rows of weight 0 are
+    left out.  With ``amp`` bf16 the forward and backward passes are torch's automatic mixed precision; weights, their
+    updates and the loss stay in float32.
 
     Raises:
         ModelError: the loss stopped being finite, ``lbfgs`` did not reach the optimum, or there is nothing to train.
@@ -114,8 +113,7 @@ def train(
     keep, row_loss, few_pixels = np.flatnonzero(data.weights > 0), loss_of(data.spec), where_it_helps(model)
     model.to(device).train()
     among = _among(group, model, data, keep[:2], device)
-    network = model if among is None else among.model
-    optimizer = _optimizer(model, recipe)
+    network, optimizer = model if among is None else among.model, _optimizer(model, recipe)
     if on_start is not None:
         on_start(optimizer)
     last = len(keep) - passes_over_one(model, recipe, len(keep))

@@ -64,9 +64,6 @@ def retrain(
     spec = model_to_train(request, base.manifest, listener)
     check_model(request, spec.name)  # of a run that stands in the run folder
     _say_texts(base, spec, listener)
-    if recipe.augment != "none" and not base.manifest.payload_kind.pixels:
-        what = f"--augment {recipe.augment} moves pixels, and the rows have {base.manifest.payload_kind.column}"
-        raise UsageError(what, fix="leave it out")
     test = rows_to_test(request, base.manifest, spec, listener)
     check_convex(recipe, spec.name, request.seeds)
     _check_notes(request, recipe, base, listener)
@@ -101,9 +98,7 @@ def retrain(
         arms += iterated_arms(run, edits, base)
     if len({arm.name for arm in arms}) < len(arms):
         raise UsageError("two arms have the same name", fix="name each --arm differently, and every column once")
-    metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest))
-    if overlap is not None:
-        metrics["overlap_for_score"] = overlap
+    metrics = _metrics(run, arms, left_out_of(target.manifest, test.manifest), overlap)
     folds = out_of_fold(run, arms[0], metrics)
     kept = {  # of the rows left out: one with another label or payload under its id is none of them
         "calibration": request.calibration,
@@ -138,6 +133,9 @@ def _changed(
 
 def _check_notes(request: RetrainRequest, recipe: Recipe, base: Rows, listener: Listener) -> None:
     """Refuse (UsageError) what cannot be noted of a training, or what a method takes from one and will not be there."""
+    if recipe.augment != "none" and not base.manifest.payload_kind.pixels:
+        what = f"--augment {recipe.augment} moves pixels, and the rows have {base.manifest.payload_kind.column}"
+        raise UsageError(what, fix="leave it out")
     check_folds(request, base, listener)
     check_rounds(request.edits, recipe)
     if (request.wants_epochs or request.wants_moments) and not recipe.has_epochs:
@@ -155,7 +153,7 @@ def _say_texts(rows: Rows, spec: ModelSpec, listener: Listener) -> None:
         found.say(spec.text.max_length, "train", spec.text.cut, listener)
 
 
-def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dict[str, Any]:
+def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any], overlap: str | None) -> dict[str, Any]:
     """Train every arm over every seed: what each comes to, and how they compare."""
     request = run.request
     metrics: dict[str, Any] = {
@@ -165,6 +163,7 @@ def _metrics(run: TrainingRun, arms: list[Arm], unusable: dict[str, Any]) -> dic
         "arms": {},
         "comparison": {},
         **({"left_out": unusable} if unusable else {}),
+        **({"overlap_for_score": overlap} if overlap is not None else {}),
     }
     seeds = range(request.seed, request.seed + request.seeds)
     run.train_shared([(arm, seed, arm is arms[0]) for arm in arms for seed in seeds])
