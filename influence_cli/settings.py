@@ -313,17 +313,17 @@ def _convert(value: Any, hint: Any, name: str, usual: Any) -> Any:
         raise UsageError(f"{name}={value!r} is not {what}", fix=fix) from error
 
 
-def parse_budget(text: str, n: int, flag: str = "--budget") -> int:
-    """'5%' of n rows, rounded down, or a number of rows; UsageError for neither, or outside 0 to n."""
+def parse_budget(text: str, n: int | None, flag: str = "--budget") -> int:
+    """'5%' of n rows, rounded down, or a number; UsageError for neither, or outside 0 to n where n is known yet."""
     try:
         share = float(text[:-1]) / 100 if text.endswith("%") else None
-        rows = int(text) if share is None else int(share * n + 1e-9)
+        rows = int(text) if share is None else int(share * (n or 0) + 1e-9)
     except (ValueError, OverflowError) as error:
         fix = "write 5% or 200"
         if text.strip().lower() == "auto":
             fix += "; `influence curate --budget auto`, in small letters, takes the estimated number of wrong labels"
         raise UsageError(f"{flag} {text!r} is neither a share nor a count", fix=fix) from error
-    if not 0 <= rows <= n or (share is not None and not 0 <= share <= 1):
+    if n is not None and (not 0 <= rows <= n or (share is not None and not 0 <= share <= 1)):
         raise UsageError(f"{flag} {text} is outside 0 to {n} rows", fix=f"write a share, such as 50%, or at most {n}")
     return rows
 

@@ -86,12 +86,12 @@ def share_interval(value: float, se: float, df: float, trials: int) -> list[floa
     """
     z = student(df)
     if not 0.0 < value < 1.0 or se == 0.0:
-        return _wilson(value, trials)
+        return wilson(value, trials)
     centre, half = np.log(value / (1.0 - value)), z * se / (value * (1.0 - value))
     return [float(1.0 / (1.0 + np.exp(min(-x, 700.0)))) for x in (centre - half, centre + half)]
 
 
-def _wilson(share: float, trials: int) -> list[float]:
+def wilson(share: float, trials: int) -> list[float]:
     """Wilson's score interval of a share among ``trials``."""
     z2 = student(float("inf")) ** 2
     middle = share + z2 / (2.0 * trials)

@@ -44,7 +44,7 @@ class WrongLabels:
     """How likely each label is wrong [n]; how many are, with a 95% interval; and whether wrong ones can be told at all.
 
     ``apart`` is the interval of by how much more likely wrong labels are taken to be wrong than right ones of the same
-    class; None without target rows.
+    class; None without target rows of two classes, since rows of one class show no label both rightly and wrongly.
     """
 
     each: Floats
@@ -99,7 +99,8 @@ def wrong_labels(p: Floats, labels: Ints, target: Floats, target_labels: Ints, s
     if not sure:
         alone = np.array([drawn[1].sum() for drawn in drawn_rows])  # sums of w, which take p at its word
         interval = interval[0], max(interval[1], float(np.quantile(alone, 0.975)))
-    return WrongLabels(each, float(count(LIKENESS, all_rows, once)[0]), interval, apart, matrix)
+    seen = apart if len(np.unique(target_labels)) > 1 else None
+    return WrongLabels(each, float(count(LIKENESS, all_rows, once)[0]), interval, seen, matrix)
 
 
 def _weights(p: Floats, target: Floats, labels: Ints) -> Floats:

@@ -44,7 +44,8 @@ from influence_cli.data.classes import class_count
 from influence_cli.data.folds import dealt
 from influence_cli.data.label_kinds import CLASSES, NOTHING, SEVERAL
 from influence_cli.errors import UsageError
-from influence_cli.maths.averaged_probe import Averaged, Labelled, averaged, of_given_labels
+from influence_cli.maths.agreement import agreement
+from influence_cli.maths.averaged_probe import Averaged, Labelled, averaged, looks_cleaner, of_given_labels
 from influence_cli.maths.corrected_probe import FLOOR, target_weight
 from influence_cli.maths.epochs import mean_over_epochs
 from influence_cli.maths.kernel_features import LANDMARKS, kernel_features
@@ -142,7 +143,7 @@ class Auto(Method):
         wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, sure)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
         logits[known], at_label = np.log(found.p + FLOOR), (np.arange(len(fit.y)), fit.y)
-        facts = {**_facts(found, fit.y, held.y, wrong), **left_out}
+        facts = {**_facts(found, fit.y, held.y, wrong), **left_out, "target_least": max(FEW_TARGET, self.folds)}
         own, weight, more = _own_view(stored, rows, known, facts["agrees"])
         if more["own_weight"] is not None and _leak(facts):
             facts |= {"features_know_labels": True, "interval": [facts["interval"][0], float(len(fit.y))]}
@@ -287,17 +288,21 @@ def _facts(found: Averaged, labels: Ints, of_target: Ints, wrong: WrongLabels) -
     np.fill_diagonal(cells, 0.0)
     largest = np.argsort(-cells, axis=None, kind="stable")[:PAIRS]
     pairs = [(*divmod(int(k), len(cells)), float(cells.ravel()[k])) for k in largest if cells.ravel()[k] > 0]
-    low, high = wrong.interval
+    (low, high), agree = wrong.interval, agreement(likely, labels)
+    # only target rows of several classes show both right and wrong labels; else labels have to be foretold better than
+    # by the largest class.  Labels no better than random ones, beside a target that is no cleaner, say nothing
+    cleaner = found.cleaner or looks_cleaner(found.p, labels, found.of_target, of_target)
+    shown = wrong.tells and (agree.beyond_chance or cleaner)
     facts: Facts = {
         "by": NAME, "rows": n, "wrong_labels": wrong.count, "interval": [low, high], "pairs": pairs,
-        "counted": int((likely != labels).sum()), "target_rows": len(of_target), "tells": wrong.tells,
+        "counted": int((likely != labels).sum()), "target_rows": len(of_target),
+        "tells": agree.beyond_most_frequent if wrong.apart is None else shown,
+        "apart": None if wrong.apart is None else list(wrong.apart),
         "target_is_cleaner": found.cleaner, "features_know_labels": False,
         "absent": int((~np.isin(labels, of_target)).sum()) if len(of_target) else 0,
-        "agrees": float((likely == labels).mean()), "most_frequent": float(np.bincount(labels).max() / n),
+        "agrees": agree.share, "most_frequent": agree.most_frequent, "by_chance": agree.by_chance,
+        "beyond_chance": agree.beyond_chance,
     }  # fmt: skip
     if len(of_target):
         facts["target_accuracy"] = float((found.of_target.argmax(axis=1) == of_target).mean())
-    else:  # nothing tells but the labels themselves: they have to be predicted better than by the largest class
-        error = 1.96 * np.sqrt(facts["agrees"] * (1 - facts["agrees"]) / n)
-        facts["tells"] = bool(facts["agrees"] - error > facts["most_frequent"])
     return facts

@@ -4,7 +4,8 @@ s_i = (p_i[y] - max_{c != y} p_i[c] + 1) / 2,   p_i = softmax of the logits of t
 
 Northcutt, Jiang and Chuang (arXiv:1911.00068): the normalised margin of section 3.3, and the joint of labels and truths
 (``maths.confident``), whose part off the diagonal estimates the number of wrong labels.  Its interval is over rows: how
-far other fold models would say otherwise is no part of it.
+far other fold models would say otherwise is no part of it.  Fold models that foretell labels no better than always
+naming the most frequent class say nothing of that number, which is then not known.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from influence_cli.errors import UsageError
+from influence_cli.maths.agreement import agreement
 from influence_cli.maths.confident import joint_of, likely_classes, wrong_interval
 from influence_cli.maths.labels import margin, softmax
 from influence_cli.methods.protocol import Facts, Floats, Labels
@@ -60,4 +62,8 @@ class Confident(OutOfFold):
         whole = {"joint": joint.counts.tolist()} if len(off) <= SHOWN_CLASSES else {}
         interval = wrong_interval(p, labels, self.draws, seed)
         counted = int(((likely >= 0) & (likely != labels)).sum())
-        return {"wrong_labels": joint.wrong, "interval": list(interval), "counted": counted, "pairs": pairs, **whole}
+        agree = agreement(p.argmax(axis=1), labels)
+        return {
+            "wrong_labels": joint.wrong, "interval": list(interval), "counted": counted, "pairs": pairs,
+            "agrees": agree.share, "most_frequent": agree.most_frequent, "tells": agree.beyond_most_frequent, **whole,
+        }  # fmt: skip

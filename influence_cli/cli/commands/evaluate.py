@@ -24,7 +24,7 @@ from influence_cli.cli.show.results import (
 from influence_cli.errors import UsageError
 from influence_cli.model.train.recipe import Recipe
 from influence_cli.options import options_in
-from influence_cli.settings import parse_share
+from influence_cli.settings import parse_budget, parse_share
 from influence_cli.stages.curate.request import CurateRequest
 from influence_cli.stages.evaluate.request import CounterfactualRequest, EvaluateRequest, Training
 
@@ -91,6 +91,7 @@ def _answer(settings: Settings, result: ResultOptions, asked: EvaluateOptions, s
 
 def _check(settings: Settings, asked: EvaluateOptions, result: ResultOptions) -> None:
     """Refuse questions that contradict each other and outputs that cannot be written, before any work (UsageError)."""
+    parse_budget(asked.budget, None)
     questions = {"--against": asked.other_scores, "--sentinel": asked.sentinel, "--duplicates": asked.duplicates}
     alone = [flag for flag, given in questions.items() if given]
     also = ["several tables"] if settings.more else [*alone, *(["--stability"] if asked.stability else [])]

@@ -127,7 +127,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     """What to run on scores: edits by them, of as many rows as are estimated to be wrong, or first writing them."""
     from influence_cli.data.tables import provenance
     from influence_cli.methods import AUTO
-    from influence_cli.report.wrong_labels import estimates_of, may_be_none
+    from influence_cli.report.wrong_labels import estimates_of, may_be_none, why_unknown
     from influence_cli.stages.score.noise import is_noise
 
     if settings.source is None or settings.source == "-" or result.output == "-":
@@ -137,7 +137,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     columns, origin = table.column_names, provenance(table.schema)
     by = next((name for name in columns if name.startswith("score_")), None) if "score" not in columns else None
     judged = [e for e in estimates_of(origin) if e["column"] == f"score_{AUTO}" == origin.get("score_is")]
-    some = [e for e in judged if e.get("tells", True) and not may_be_none(e)]
+    some = [e for e in judged if not why_unknown(e) and not may_be_none(e)]
     estimated = bool(some) and carries_origin(result.output)
     words = [] if by is None else ["--by", by]
     if not carries_origin(result.output):  # no provenance, which names manifest and label

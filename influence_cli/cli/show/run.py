@@ -45,11 +45,10 @@ def show_run(run: Run, session: Session, origin: dict[str, Any], done: str) -> N
     if auto.get("method") == "auto" and not auto["trusted"]:
         tries = ["--method ip --params last --set ip.normalise=cosine"] if "memory" in session.said else []
         tries = tries or ["--method loss", "--method ip"]
+        tries = [words for words in tries if words.removeprefix("--method ") not in run.methods]
         tries = [*(["--features MODEL"] if not run.manifest.payload_kind.as_it_is else []), *tries]
-        out.warn(
-            f"auto tells wrong labels no better than chance here: score with {' or '.join(tries)}, and let "
-            "`influence evaluate` say which to trust"
-        )
+        score = f"score with {' or '.join(tries)}, and " if tries else ""
+        out.warn(f"do not edit by auto here: {score}let `influence evaluate` say which to trust")
     show_noise(origin)
 
 

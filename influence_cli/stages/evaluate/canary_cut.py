@@ -30,6 +30,7 @@ from influence_cli.stages.evaluate.score_tables import NamedTable
 from influence_cli.stages.evaluate.truth import Truth
 
 Floats = NDArray[np.float64]
+AUTO_COLUMN = "score_auto"  # of the method, which ``--by auto`` does not mean
 FEW = 20  # canaries below which intervals say next to nothing
 DRAWS = 1000
 PLANT = "influence retrain MANIFEST --canaries 5% -o RUN, then score with --checkpoint RUN"
@@ -112,8 +113,12 @@ def measure(
     planted = planted_labels(scores.table)
     if not (planted >= 0).any():
         what = f"the table has no canaries (column {CANARY}): nothing tells how many wrong labels a cut finds"
+        if request.by == (AUTO,):
+            what = f"--by auto lets canaries choose the column, and the table has none (column {CANARY})"
         if not request.asks_canaries:
             what = f"column {scores.column} has neither members nor canaries: nothing tells how sure its scores are"
+        if request.by == (AUTO,) and AUTO_COLUMN in score_column_names(scores.table):
+            raise UsageError(what, where=where, fix=f"--by {AUTO_COLUMN} acts by method auto; for canaries: {PLANT}")
         raise UsageError(what, where=where, fix=PLANT)
     table = NamedTable(where, "table", scores.table, scores.provenance)
     anew, trained = planted_scores([table], scores.train, request.manifest, checkpoint, runtime, listener)

@@ -7,7 +7,7 @@ from typing import Any
 
 from influence_cli.errors import UsageError, nearest
 from influence_cli.options import EVALUATE, option
-from influence_cli.settings import Runtime, parse_share
+from influence_cli.settings import Runtime, parse_budget, parse_share
 from influence_cli.stages.curate.request import CurateRequest
 
 CONVENTIONS = ("loo", "renorm-loo")
@@ -48,6 +48,9 @@ class EvaluateRequest:
     checkpoint: str | None = None  # where the run with canaries is by now; default: where the provenance says
     runtime: Runtime = field(default_factory=Runtime)
     skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        parse_budget(self.budget, None)  # before any table is read
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from influence_cli.methods import AUTO, METHODS
+from influence_cli.report.wrong_labels import beyond, judged_alone, why_unknown
 from influence_cli.stages.run.auto_method import auto_is, features_of, taken
 from influence_cli.stages.run.run import Run
 from influence_cli.stages.score.noise import describe_noise, is_noise
@@ -41,25 +42,34 @@ def _of_labels(run: Run, said: dict[str, Any]) -> list[str]:
     seen = f"they agree with {said['agrees']:.1%} of the labels"
     if said["target_rows"]:
         seen += f" and are right on {said['target_accuracy']:.1%} of the target rows"
-    told = "wrong labels are told from right ones" if said["tells"] else "it tells wrong labels no better than chance"
     whose = features_of(run)
     return [
         f"auto trusts a probe and neighbours on {whose}, none of which saw the label of a row it judges; {helped}"
         f"{_own(said)}",
-        f"{seen}; {told}: {_count(said)}",
+        f"{seen}; {_told(said)}",
         f"cost: one forward pass for outputs, one for features{_sizes(run)}, and a closed-form fit; no gradients",
     ]
 
 
-def _count(said: dict[str, Any]) -> str:
-    """How many labels are wrong, with the interval, or why that cannot be told."""
+def _told(said: dict[str, Any]) -> str:
+    """Whether wrong labels are told, and how many there are with the interval, or why that is not known."""
     low, high = said["interval"]
     if said["features_know_labels"]:
         text = "how many are wrong cannot be told by features of a model that has learned these labels by heart"
-        return f"{text} ({low:,.0f} or more of {said['rows']:,}; --features names another model)"
-    count = f"about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong"
-    count += "" if said["target_is_cleaner"] else " beyond as many as target labels are"
-    return f"{count} ({low:,.0f} to {high:,.0f})"
+        text += f" ({low:,.0f} or more of {said['rows']:,}; --features names another model)"
+        return f"{text}, unless target labels are wrong more often"
+    if reason := why_unknown(said):
+        return f"how many are wrong is not known: {reason}"
+    told = f"wrong labels are told from right ones{judged_alone(said)}"
+    if not said["beyond_chance"]:
+        by_chance = f"{said['by_chance']:.1%} by chance"
+        told += (
+            f" by what target rows show, while labels agree with what features tell no better than chance ({by_chance})"
+        )
+    return (
+        f"{told}: about {said['wrong_labels']:,.0f} of {said['rows']:,} are wrong{beyond(said)} "
+        f"({low:,.0f} to {high:,.0f})"
+    )
 
 
 def _own(said: dict[str, Any]) -> str:
