@@ -143,7 +143,7 @@ class Auto(Method):
         wrong = wrong_labels(found.p, fit.y, found.of_target, held.y, sure)
         values, logits = np.full(len(rows), np.nan), np.full((len(rows), classes), np.nan)
         logits[known], at_label = np.log(found.p + FLOOR), (np.arange(len(fit.y)), fit.y)
-        facts = {**_facts(found, fit.y, held.y, wrong), **left_out, "target_least": max(FEW_TARGET, self.folds)}
+        facts: Facts = {**_facts(found, fit.y, held.y, wrong), **left_out, "target_least": max(FEW_TARGET, self.folds)}
         own, weight, more = _own_view(stored, rows, known, facts["agrees"])
         if more["own_weight"] is not None and _leak(facts):
             facts |= {"features_know_labels": True, "interval": [facts["interval"][0], float(len(fit.y))]}
