@@ -28,6 +28,7 @@ from influence_cli.model.losses import CROSS_ENTROPY
 from influence_cli.settings import GradSpec
 from influence_cli.stages.grads.chains import ChainRunner
 from influence_cli.stages.grads.further import open_fit_rows
+from influence_cli.stages.grads.further_report import doubts_of
 from influence_cli.stages.grads.member_model import Models
 from influence_cli.stages.grads.phi_values import PhiValues
 from influence_cli.stages.score.stored import StoredRows
@@ -279,7 +280,8 @@ def test_step_damping_and_temperature_follow_their_rules(problem: Problem) -> No
     for said in ("R-hat", "nbeta 375.5 by the default rule", "training loss"):
         assert any(said in text for text in heard.notes)
     said = next(text for text in heard.warnings if "effective draws, below 100" in text)
-    assert "--set bif.thin=" in said
+    least = max(1.0, found["objectives"]["utility"]["least_effective_draws"])
+    assert int(said.split("--set bif.draws=")[1]) >= 4 * 100 / least  # of 4; draws further apart were still 4
     near = facts(damping=1e3)
     assert near["nbeta"] == pytest.approx(30 / math.log(30))
     given = facts(nbeta=40.0, damping=0.3)
@@ -287,6 +289,41 @@ def test_step_damping_and_temperature_follow_their_rules(problem: Problem) -> No
     assert given["step"] == pytest.approx(0.5 / (40.0 * given["largest_eigenvalue"] + 12.0))
     free = facts(burn_in=None)
     assert free["burn_in"] == math.ceil(10 / (free["step"] * free["gamma"])) == 420
+
+
+def test_what_is_proposed_for_doubted_chains_is_enough() -> None:
+    """Effective draws grow with a chain, and R^2 - 1 falls with it; a table's column tells which chains."""
+    law = {"thin": 8, "damping": 0.05, "start_loss": 0.8}
+    of = {"chains": 2, "draws": 1000, "worst_rhat": 1.02, "least_effective_draws": 2.0, "mean_loss": 0.8}
+    origin = {"score_is": "score_utility", "further": {"bif": {**law, "objectives": {"utility": of}}}}
+    of["learning_coefficient"] = 1.0
+    (few,) = doubts_of(origin, "score")
+    assert few.startswith("bif, utility: only 2 effective draws")
+    assert "--set bif.thin=400, or --set bif.draws=25000" in few  # 50 times what is set: 20 were offered
+    assert doubts_of(origin, "score_bif_utility") == [few]
+    assert doubts_of(origin, "score_ip_utility") == doubts_of({}, "score") == []
+    of.update(worst_rhat=1.5, least_effective_draws=200.0)
+    (apart,) = doubts_of(origin, "score")
+    assert "--set bif.thin=48, or --set bif.draws=2977" in apart  # (1.5^2 - 1) / (1.1^2 - 1) = 5.95
+    of.update(worst_rhat=1.0, learning_coefficient=-236.0)
+    (below,) = doubts_of(origin, "score")
+    assert "a next try is --set bif.damping=12" in below
+    assert "train it longer" in below
+    of.update(learning_coefficient=1.0)
+    assert doubts_of(origin, "score") == []
+
+
+def test_scores_of_doubted_chains_are_to_be_looked_at_and_curate_says_why(problem: Problem, tmp_path: Path) -> None:
+    where = ("--checkpoint", str(problem.checkpoint), "--store", "store", "-o", "s.parquet")
+    few = [word for o in ("draws=4", "chains=1", "burn_in=0", "thin=1") for word in ("--set", f"bif.{o}")]
+    ran = call_cli("score", str(problem.manifest), *where, "--method", "bif", *few, cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert "scores are mostly noise" in " ".join(ran.err.split())
+    step = next(line for line in ran.err.splitlines() if line.startswith("next: "))
+    assert "--report review.html" in step
+    edited = call_cli("curate", "s.parquet", "--budget", "2", "-o", "c.parquet", cwd=tmp_path)
+    assert edited.code == 0, edited.err
+    assert "scores are mostly noise" in " ".join(edited.err.split())
 
 
 def test_draws_that_leave_the_checkpoint_are_warned_of_with_the_number_to_set(problem: Problem) -> None:

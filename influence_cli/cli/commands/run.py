@@ -128,6 +128,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     from influence_cli.data.tables import provenance
     from influence_cli.methods import AUTO
     from influence_cli.report.wrong_labels import estimates_of, may_be_none, why_unknown
+    from influence_cli.stages.grads.further_report import doubts_of
     from influence_cli.stages.score.noise import is_noise
 
     if settings.source is None or settings.source == "-" or result.output == "-":
@@ -147,6 +148,7 @@ def _show_next(settings: Settings, result: ResultOptions, table: pa.Table) -> No
     noise = origin.get("noise", {})
     asked = by or str(origin.get("score_is", ""))
     noisy = any(asked.endswith(f"_{objective}") and is_noise(entry) for objective, entry in noise.items())
+    noisy = noisy or bool(doubts_of(origin, by or "score"))
     few = table.num_rows < 20  # of which 5 % is no row
     if noisy or few or (judged and not some):  # noise, or there may be no wrong label: to look at, not to act on
         return show_next(

@@ -24,6 +24,7 @@ def show_edits(curated: Curated) -> None:
     from influence_cli.data.classes import class_name
     from influence_cli.data.label_kinds import CLASSES
     from influence_cli.stages.curate.curate import summarise
+    from influence_cli.stages.grads.further_report import doubts_of
 
     s, classes = summarise(curated), curated.scores.manifest.classes
     out = terminal()
@@ -58,6 +59,8 @@ def show_edits(curated: Curated) -> None:
         out.note("  canaries of the checkpoint's training are left alone")
     if curated.scores.scored.kind == "signed":
         show_noise(curated.scores.provenance)
+    for doubt in doubts_of(curated.scores.provenance, curated.scores.column):
+        out.warn(doubt)
     if "wrong_share_of_edited" in s:
         right = f"; {s['right_after_relabel']:.1%} are right now" if "right_after_relabel" in s else ""
         wrong = f"{s['wrong_share_of_edited']:.1%} of the edited rows were labelled wrong"

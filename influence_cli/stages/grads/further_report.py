@@ -185,31 +185,69 @@ def _law_warnings(f: Facts, steps: int, name: str) -> list[str]:
     return said
 
 
+def doubts_of(origin: Facts, column: str | None) -> list[str]:
+    """What keeps one from trusting a score column of draws, of a table that says where it comes from; else nothing.
+
+    ``column`` may be ``score``.
+    """
+    name = origin.get("score_is") if column == "score" else column
+    return [
+        f"{method}, {objective}: {text}"
+        for method, law in origin.get("further", {}).items()
+        for objective, of in law.get("objectives", {}).items()
+        if name in (f"score_{method}_{objective}", f"score_{objective}")  # the only method is not named
+        for text in _doubts(of, law, method)
+    ]
+
+
 def _chain_warnings(f: Facts, law: Facts, name: str) -> list[str]:
+    """What to say of chains that were lost, and what keeps one from trusting the others."""
+    if not f.get("diverged"):
+        return _doubts(f, law, name)
+    what = f"{f['diverged']} chains have left the finite numbers and are in no score"
+    return [f"{what}: {smaller_step(law, name)}", *_doubts(f, law, name)]
+
+
+def _longer(f: Facts, law: Facts, name: str) -> str:
+    """The options of chains that are as many times longer as effective draws are too few, or R-hat is too large.
+
+    Effective draws grow with the length of a chain, and R^2 - 1 falls with it.  Draws further apart are no more of
+    them, so that many are needed first.
+    """
+    rhat = f["worst_rhat"]
+    by_rhat = (rhat**2 - 1.0) / (RHAT**2 - 1.0) if rhat is not None and math.isfinite(rhat) else 1.0
+    times = max(1.5, DRAWS / max(f["least_effective_draws"], 1.0), by_rhat)
+    each = f["draws"] / f["chains"]
+    draws = f"--set {name}.draws={math.ceil(each * times)}"
+    return draws if f["draws"] < 2 * DRAWS else f"--set {name}.thin={math.ceil(law['thin'] * times)}, or {draws}"
+
+
+def _held(f: Facts, law: Facts) -> float:
+    """A damping, of four times what it is or more, at which draws gain about one unit of nbeta L.
+
+    What they gain falls with 1 / damping where that is large.
+    """
+    return law["damping"] * max(4.0, -f["learning_coefficient"])
+
+
+def _doubts(f: Facts, law: Facts, name: str) -> list[str]:
     """What keeps one from trusting chains, each with the option that would change it."""
     said: list[str] = []
-    if f.get("diverged"):
-        what = f"{f['diverged']} chains have left the finite numbers and are in no score"
-        said.append(f"{what}: {smaller_step(law, name)}")
     if not f.get("chains"):
         return said
-    enough = f["least_effective_draws"] >= DRAWS
-    longer = math.ceil(law["thin"] * min(20.0, max(2.0, DRAWS / max(f["least_effective_draws"], 1.0))))
-    if not f["worst_rhat"] < RHAT:
-        said.append(
-            f"R-hat is {f['worst_rhat']:.3f}, above {RHAT:g}: the chains disagree; --set {name}.thin={longer}, or "
-            f"--set {name}.damping={4.0 * law['damping']:.2g}"
-        )
+    enough, longer = f["least_effective_draws"] >= DRAWS, _longer(f, law, name)
+    if f["worst_rhat"] is None or not f["worst_rhat"] < RHAT:
+        said.append(f"R-hat is {f['worst_rhat'] or math.nan:.3f}, above {RHAT:g}: the chains disagree; {longer}")
     if not enough:
         said.append(
             f"only {f['least_effective_draws']:,.0f} effective draws, below {DRAWS:g}: scores are mostly noise; "
-            f"--set {name}.thin={longer}, or more draws"
+            f"{longer}"
         )
     if f["learning_coefficient"] < 0:
         said.append(
             f"the local learning coefficient is negative ({f['learning_coefficient']:.3g}): chains find lower losses "
-            f"than the checkpoint's, which is no minimum; --set {name}.damping={4.0 * law['damping']:.2g}, or train it "
-            "longer"
+            f"than the checkpoint's, which is no minimum; train it longer. More damping holds draws nearer to it, and "
+            f"makes no minimum of it: a next try is --set {name}.damping={_held(f, law):.2g}"
         )
     elif f["mean_loss"] > (1.0 + AWAY) * law["start_loss"] > 0:
         near = f["learning_coefficient"] / (NEAR * law["start_loss"])
