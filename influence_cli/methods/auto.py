@@ -290,9 +290,10 @@ def _facts(found: Averaged, labels: Ints, of_target: Ints, wrong: WrongLabels) -
     pairs = [(*divmod(int(k), len(cells)), float(cells.ravel()[k])) for k in largest if cells.ravel()[k] > 0]
     (low, high), agree = wrong.interval, agreement(likely, labels)
     # only target rows of several classes show both right and wrong labels; else labels have to be foretold better than
-    # by the largest class.  Labels no better than random ones, beside a target that is no cleaner, say nothing
+    # by the largest class.  Labels no better than random ones say nothing beside a target that is no cleaner, and a
+    # number that may be 0 is not theirs
     cleaner = found.cleaner or looks_cleaner(found.p, labels, found.of_target, of_target)
-    shown = wrong.tells and (agree.beyond_chance or cleaner)
+    shown = wrong.tells and (agree.beyond_chance or (cleaner and low >= 0.5))
     facts: Facts = {
         "by": NAME, "rows": n, "wrong_labels": wrong.count, "interval": [low, high], "pairs": pairs,
         "counted": int((likely != labels).sum()), "target_rows": len(of_target),

@@ -103,10 +103,10 @@ def test_random_labels_tell_a_number_only_beside_a_cleaner_target() -> None:
     rng = np.random.default_rng(0)
     truth, held, labels = (rng.integers(0, 3, n) for n in (200, 100, 200))
     p = np.full((200, 3), 0.25) + 0.25 * np.eye(3)[truth]
-    for seen, tells in ((100, True), (38, False)):  # target rows whose label is foretold
+    for seen, low, tells in ((100, 9.0, True), (38, 9.0, False), (100, 0.0, False)):  # so many target labels foretold
         foretold = np.where(np.arange(100) < seen, held, (held + 1 + np.arange(100) % 2) % 3)
         q = np.full((100, 3), 0.25) + 0.25 * np.eye(3)[foretold]
-        wrong = replace(wrong_labels(p, labels, q, held), apart=(0.01, 0.3))
+        wrong = replace(wrong_labels(p, labels, q, held), apart=(0.01, 0.3), interval=(low, 150.0))
         facts = _facts(Averaged(p, q, False), labels, held, wrong)
         assert (facts["apart"][0] > 0, facts["beyond_chance"], facts["tells"]) == (True, False, tells)
 
