@@ -299,12 +299,12 @@ def test_what_is_proposed_for_doubted_chains_is_enough() -> None:
     of["learning_coefficient"] = 1.0
     (few,) = doubts_of(origin, "score")
     assert few.startswith("bif, utility: only 2 effective draws")
-    assert "--set bif.thin=400, or --set bif.draws=25000" in few  # 50 times what is set: 20 were offered
+    assert "--set bif.thin=500, or --set bif.draws=31250" in few  # 62.5 times: 50 and a quarter
     assert doubts_of(origin, "score_bif_utility") == [few]
     assert doubts_of(origin, "score_ip_utility") == doubts_of({}, "score") == []
     of.update(worst_rhat=1.5, least_effective_draws=200.0)
     (apart,) = doubts_of(origin, "score")
-    assert "--set bif.thin=48, or --set bif.draws=2977" in apart  # (1.5^2 - 1) / (1.1^2 - 1) = 5.95
+    assert "--set bif.thin=60, or --set bif.draws=3721" in apart  # (1.5^2 - 1) / (1.1^2 - 1) = 5.95
     of.update(worst_rhat=1.0, learning_coefficient=-236.0)
     (below,) = doubts_of(origin, "score")
     assert "a next try is --set bif.damping=12" in below

@@ -16,6 +16,7 @@ from influence_cli.stages.run.run import Run
 from influence_cli.stages.run.session import Session
 
 RHAT, DRAWS, NOISE = 1.1, 100.0, 0.1  # R-hat and noise above, and effective draws below, which chains are doubted
+SPARE = 1.25  # by which longer chains are longer than they need be, since effective draws of few are a rough estimate
 AWAY, NEAR = 0.5, 0.1  # of the checkpoint's loss: a rise from which draws are far from it, and one that is near
 TIMES_LOSS, FAR = 2.0, 0.1  # of the checkpoint's loss and of its length: members beyond both have diverged
 Facts = dict[str, Any]
@@ -216,7 +217,7 @@ def _longer(f: Facts, law: Facts, name: str) -> str:
     """
     rhat = f["worst_rhat"]
     by_rhat = (rhat**2 - 1.0) / (RHAT**2 - 1.0) if rhat is not None and math.isfinite(rhat) else 1.0
-    times = max(1.5, DRAWS / max(f["least_effective_draws"], 1.0), by_rhat)
+    times = max(1.5, SPARE * max(DRAWS / max(f["least_effective_draws"], 1.0), by_rhat))
     each = f["draws"] / f["chains"]
     draws = f"--set {name}.draws={math.ceil(each * times)}"
     return draws if f["draws"] < 2 * DRAWS else f"--set {name}.thin={math.ceil(law['thin'] * times)}, or {draws}"
