@@ -355,6 +355,7 @@ main()
 def test_a_signal_keeps_its_code_where_a_library_makes_an_interrupt_of_its_own_of_it(tmp_path: Path) -> None:
     converts = """
 import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored, and stays so, where tests run under nohup
 from influence_cli.cli import main as module
 def run(arguments):
     try:

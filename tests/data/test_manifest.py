@@ -333,7 +333,7 @@ def test_more_overlap_is_refused_unless_it_is_accepted(tmp_path: Path, tabular_r
     asked = ["score", "--method", "ip", "m.parquet", "--checkpoint", tabular_run, "-o", "s.parquet"]
     ran = call_cli(*asked, cwd=tmp_path)
     assert ran.code == 2
-    for part in ("2 of 100 target rows are training rows", "both0, both1", "--allow-overlap"):
+    for part in ("2 of 100 target rows are training rows", "both0, both1", "--overlap keep", "--overlap drop"):
         assert part in ran.err
     accepted = call_cli(*asked, "--allow-overlap", cwd=tmp_path)
     assert accepted.code == 0, accepted.err
