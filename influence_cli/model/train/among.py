@@ -38,7 +38,7 @@ class Among:
     def __init__(self, group: Group, model: nn.Module, device: torch.device, some: Any) -> None:
         """All of them have the first one's weights then; ``some`` inputs tell which parameters are in use."""
         self.group, self.model = group, _distributed(model, device, not _uses_all(model, some))
-        self.norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+        self.norms = normalises_batches(model)
 
     def own(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """The share of this process in a batch's rows."""
@@ -81,6 +81,11 @@ def _uses_all(model: nn.Module, some: Any) -> bool:
     found = torch.autograd.grad(model(some).float().sum(), trained, allow_unused=True)
     model.train()
     return all(g is not None for g in found)
+
+
+def normalises_batches(model: nn.Module) -> bool:
+    """Whether a model, in training mode, normalises a row by the others of its batch."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
 def put_together(parts: list[Values]) -> Values:

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.errors import ModelError
@@ -27,7 +26,7 @@ from influence_cli.maths.few_pixels import where_it_helps
 from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.named_tensors import as_argument
-from influence_cli.model.train.among import Among
+from influence_cli.model.train.among import Among, normalises_batches
 from influence_cli.model.train.convex import train_convex
 from influence_cli.model.train.epoch_values import EpochValues
 from influence_cli.model.train.recipe import LBFGS, Recipe
@@ -151,8 +150,7 @@ def passes_over_one(model: nn.Module, recipe: Recipe, rows: int) -> bool:
 
     The model is in training mode.
     """
-    norms = any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
-    return norms and recipe.leaves_one(rows)
+    return recipe.leaves_one(rows) and normalises_batches(model)
 
 
 def _among(
