@@ -29,19 +29,7 @@ from influence_cli.data.manifest import Rows
 from influence_cli.errors import DamagedModel
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord
 from influence_cli.store.claims import Claims
-from influence_cli.store.files import (
-    METADATA_KEY,
-    DamagedFile,
-    file_digest,
-    read_header,
-    read_metadata,
-    read_tensors,
-    replacing,
-    tensor_names,
-    write_bytes,
-    write_json,
-    write_tensors,
-)
+from influence_cli.store.files import DamagedFile, file_digest, replacing, write_bytes, write_json
 from influence_cli.store.layout import OF
 from influence_cli.store.remote import local
 from influence_cli.store.sealed import (
@@ -52,6 +40,14 @@ from influence_cli.store.sealed import (
     tensor_digest,
     weights_metadata,
     write_sealed_json,
+)
+from influence_cli.store.tensors import (
+    METADATA_KEY,
+    read_header,
+    read_metadata,
+    read_tensors,
+    tensor_names,
+    write_tensors,
 )
 
 if TYPE_CHECKING:

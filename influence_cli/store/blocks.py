@@ -5,6 +5,7 @@ In memory are the keys, and where each row stands; never the values of all rows,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys, taken
 from influence_cli.store.mapped import Located, LostRows, MappedFolder
 from influence_cli.store.shards import MERGE_ROWS, TRIES, Arrays, ShardFolder, most_rows, positions, remove_others
+from influence_cli.store.tensors import Outline
 
 BLOCK_ROWS = 65_536  # at most, that are read at once
 BLOCK_VALUES = 1 << 20  # at most, of the rows that are read at once, but for a single row
+MANY = 4  # times the rows that are asked for, a shard's are read together: it costs less than to map it
 
 Index = NDArray[np.int64]
 
@@ -87,22 +90,41 @@ class BlockFolder(MappedFolder):
             FileNotFoundError: another run has merged a shard meanwhile.
             StoreError: a shard is damaged; it was set aside.
         """
-        found: NDArray[Any] | None = None
         owner = stored.shard_of(where)
-        for k in np.unique(owner).tolist() or [0]:  # of no rows, what they are like
-            mine = owner == k
-            try:
-                values = taken(np.asarray(self._read(stored.shards[k])[name]), where[mine] - stored.starts[k])
-            except (DamagedFile, KeyError) as error:
-                self._lose(stored.shards[k], error)
-                what = f"{int(mine.sum()):,} rows that were stored are damaged"
-                raise StoreError(what, where=str(self.path), fix="run the same command again") from error
-            if len(values) == len(where):
-                return values
+        if not len(where) or owner.min() == owner.max():  # of no rows, what they are like
+            return self._rows_of(stored, int(owner[0]) if len(owner) else 0, where, name)
+        order = np.argsort(owner, kind="stable")
+        found: NDArray[Any] | None = None
+        for mine in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+            values = self._rows_of(stored, int(owner[mine[0]]), where[mine], name)
             found = np.empty((len(where), *values.shape[1:]), values.dtype) if found is None else found
             found[mine] = values
         assert found is not None
         return found
+
+    def _rows_of(self, stored: Located, k: int, where: Index, name: str) -> NDArray[Any]:
+        """``rows_at`` of rows of one shard: of many the whole array is read, of a few only these."""
+        shard, rows = stored.shards[k], where - stored.starts[k]
+        try:
+            if shard not in self._verified:
+                self._read(shard)
+            if shard not in self._outlines:
+                self._outlines[shard] = Outline.of(shard)
+            outline = self._outlines[shard]
+            whole = outline.shape(name)[0] <= MANY * len(rows)
+            return taken(outline.read(shard, name) if whole else self._read(shard)[name], rows)
+        except (DamagedFile, KeyError) as error:
+            self._lose(shard, error)
+            what = f"{len(rows):,} rows that were stored are damaged"
+            raise StoreError(what, where=str(self.path), fix="run the same command again") from error
+
+    @functools.cached_property
+    def _outlines(self) -> dict[Path, Outline]:
+        return {}
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._outlines.clear()
 
 
 class StoredArray:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import StoreError
-from influence_cli.store.files import DamagedFile, open_regular, read_metadata
+from influence_cli.store.files import DamagedFile, open_regular
 from influence_cli.store.layout import MANIFESTS, SHARDED, SPEC, bytes_of, files_of, folders_of, shards_of
 from influence_cli.store.place import check_place
+from influence_cli.store.tensors import read_metadata
 
 Meta = dict[str, Any]
 

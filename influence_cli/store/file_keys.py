@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
-from influence_cli.store.files import METADATA_KEY, DamagedFile, open_regular, replacing
+from influence_cli.store.files import DamagedFile, open_regular, replacing
 from influence_cli.store.keys import KEY_BYTES, parse_json
 from influence_cli.store.layout import set_aside
+from influence_cli.store.tensors import METADATA_KEY
 
 RACY_NS = 2_000_000_000
 _REVISION = 2  # keys of before may be those of images whose decoding has changed: the files are read again

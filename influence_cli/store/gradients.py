@@ -18,10 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_cli.store.files import DamagedFile, map_tensors
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys
 from influence_cli.store.mapped import LostRows, MappedFolder
 from influence_cli.store.shards import SHARD_BYTES, Arrays, positions, remove_others
+from influence_cli.store.tensors import map_tensors
 
 READ = ("value", "loss", "norms")
 

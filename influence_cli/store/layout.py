@@ -16,7 +16,8 @@ from typing import Any
 
 from influence_cli.errors import StoreError
 from influence_cli.events import Listener
-from influence_cli.store.files import DamagedFile, open_regular, raw_header
+from influence_cli.store.files import DamagedFile, open_regular
+from influence_cli.store.tensors import raw_header
 
 MANIFESTS = "manifests"
 SINGLE = (  # one file a thing

@@ -17,12 +17,13 @@ from influence_cli.store import Store, layout
 from influence_cli.store.blocks import BlockFolder
 from influence_cli.store.entries import Entry, list_entries
 from influence_cli.store.file_keys import read_keys
-from influence_cli.store.files import DamagedFile, read_metadata, read_tensors
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.gradients import GradientFolder, LostRows
 from influence_cli.store.keys import Keys
 from influence_cli.store.notes import check_note, read_note
 from influence_cli.store.place import Place, check_place
 from influence_cli.store.shards import TRIES, ShardFolder
+from influence_cli.store.tensors import read_metadata, read_tensors
 
 __all__ = ["Entry", "Found", "collect", "examine", "list_entries"]
 

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_cli.errors import StoreError
-from influence_cli.store.files import DamagedFile, map_tensors
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, taken
 from influence_cli.store.layout import refuse_moved, set_aside
 from influence_cli.store.shards import AGAIN, Arrays, ShardFolder, unique
+from influence_cli.store.tensors import map_tensors
 
 FILE_BYTES = 1 << 30  # values that are read at once beyond this are in a temporary file
 

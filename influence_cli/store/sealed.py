@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from influence_cli.store.files import METADATA_KEY, DamagedFile, parsed_header, read_header, write_json
+from influence_cli.store.files import DamagedFile, write_json
 from influence_cli.store.keys import canonical_json
 from influence_cli.store.lfs import FIX, WHAT, is_pointer
+from influence_cli.store.tensors import METADATA_KEY, parsed_header, read_header
 
 CHECKSUM = "checksum"  # key of a JSON object: the digest of all its other keys
 WEIGHTS = "weights"  # key of what weights say of themselves: the digest of their tensors

@@ -23,19 +23,18 @@ from numpy.typing import NDArray
 
 from influence_cli.events import SILENT, Listener
 from influence_cli.store.arrow import values_of
-from influence_cli.store.files import (
-    DamagedFile,
+from influence_cli.store.files import DamagedFile, write_json
+from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, taken, unique, words_of
+from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
+from influence_cli.store.ragged import flattened, unflattened
+from influence_cli.store.tensors import (
     map_tensors,
     read_header,
     read_metadata,
     read_tensors,
     tensor_names,
-    write_json,
     write_tensors,
 )
-from influence_cli.store.keys import KEY_BYTES, Keys, digest_of_sorted, key_order, taken, unique, words_of
-from influence_cli.store.layout import OF, SPEC, refuse_moved, set_aside, shards_of, thing_of
-from influence_cli.store.ragged import flattened, unflattened
 
 Arrays = dict[str, NDArray[Any]]
 Claim = Callable[[], None]

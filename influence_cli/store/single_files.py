@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from influence_cli.events import Listener
-from influence_cli.store.files import DamagedFile, read_metadata, read_tensor, read_tensors, write_tensors
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.layout import OF, files_of, refuse_moved, set_aside, thing_of
 from influence_cli.store.shards import Arrays, Claim
+from influence_cli.store.tensors import read_metadata, read_tensor, read_tensors, write_tensors
 
 Value = TypeVar("Value")
 

@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 
 from influence_cli.cli.main import run
 from influence_cli.data.open import open_manifest
-from influence_cli.store.files import read_tensors
 from influence_cli.store.keys import hex_of
 from influence_cli.store.layout import CLAIM, FILE_KEYS, TIMINGS
 from influence_cli.store.maintenance import examine
 from influence_cli.store.ragged import unflattened
+from influence_cli.store.tensors import read_tensors
 from tests.hardening import scene
 from tests.hardening.harness import Ended, Tally, cli, copy_of, digest, forked
 

@@ -29,8 +29,9 @@ from influence_cli.errors import InfluenceError
 from influence_cli.model.checkpoints import find_checkpoint
 from influence_cli.settings import parse_budget, parse_numbers, parse_share, parse_sizes
 from influence_cli.stages.curate.baseline import read_baseline
-from influence_cli.store.files import DamagedFile, read_tensors
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.sealed import parsed_object
+from influence_cli.store.tensors import read_tensors
 
 TAKING_OPTIONS = ("ip-ensemble", "exact", "bif", "lissa")
 OURS = (InfluenceError, DamagedFile)  # the second is of the store: its file is named and made again
@@ -152,8 +153,8 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
     """Good files of every reader."""
     import torch
 
-    from influence_cli.store.files import write_tensors
     from influence_cli.store.sealed import sealed
+    from influence_cli.store.tensors import write_tensors
 
     rows = [{"id": f"r{k}", "x": k / 3, "t": "a, b", "label": k % 2} for k in range(6)]
     lines = "\n".join(map(json.dumps, rows)).encode()

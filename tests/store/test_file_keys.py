@@ -16,7 +16,7 @@ import pytest
 from influence_cli.data.open import open_manifest
 from influence_cli.store import Store
 from influence_cli.store.file_keys import RACY_NS, StoredFileKeys
-from influence_cli.store.files import METADATA_KEY
+from influence_cli.store.tensors import METADATA_KEY
 from tests.cases import call_cli, png, write
 
 LONG_AGO = 1_700_000_000

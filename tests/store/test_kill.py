@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from influence_cli.settings import GradSpec
-from influence_cli.store.files import read_tensors
+from influence_cli.store.tensors import read_tensors
 from tests.cases import call_cli, column, environment, job_of, so_many
 from tests.opened import missing_work
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from influence_cli.store.files import map_tensors, read_tensors, write_tensors
+from influence_cli.store.tensors import map_tensors, read_tensors, write_tensors
 
 
 def test_large_tensors_are_written_as_safetensors_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_large_tensors_are_written_as_safetensors_writes_them(tmp_path: Path, mo
         "turned": np.asfortranarray(rng.normal(size=(2, 3))),
     }
     write_tensors(tmp_path / "small.safetensors", tensors, {"x": [1, "ü"]})
-    monkeypatch.setattr("influence_cli.store.files.LARGE", 0)
+    monkeypatch.setattr("influence_cli.store.tensors.LARGE", 0)
     write_tensors(tmp_path / "large.safetensors", tensors, {"x": [1, "ü"]})
     for read in (lambda p: read_tensors(p)[0], load_file, lambda p: map_tensors(p)[0]):
         found = read(tmp_path / "large.safetensors")

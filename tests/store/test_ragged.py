@@ -12,10 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from influence_cli.store import Store
-from influence_cli.store.files import DamagedFile, read_tensors
+from influence_cli.store.files import DamagedFile
 from influence_cli.store.maintenance import collect
 from influence_cli.store.ragged import flattened, ragged, unflattened
 from influence_cli.store.shards import ShardFolder
+from influence_cli.store.tensors import read_tensors
 
 Keys = NDArray[np.uint8]
 

@@ -21,17 +21,11 @@ from safetensors.numpy import load_file, save_file
 
 from influence_cli.errors import StoreError
 from influence_cli.store import Store
-from influence_cli.store.files import (
-    DamagedFile,
-    read_metadata,
-    read_tensors,
-    replacing,
-    write_bytes,
-    write_tensors,
-)
+from influence_cli.store.files import DamagedFile, replacing, write_bytes
 from influence_cli.store.keys import canonical_json, digest_of_sorted, fingerprint, payload_key, row_key, row_keys
 from influence_cli.store.sealed import tensor_digest
 from influence_cli.store.shards import ShardFolder, positions, unique
+from influence_cli.store.tensors import read_metadata, read_tensors, write_tensors
 from tests.cases import (
     Example,
     Heard,
