@@ -23,6 +23,7 @@ from influence_cli.store.tensors import Outline
 BLOCK_ROWS = 65_536  # at most, that are read at once
 BLOCK_VALUES = 1 << 20  # at most, of the rows that are read at once, but for a single row
 MANY = 4  # times the rows that are asked for, a shard's are read together: it costs less than to map it
+SMALL = 1 << 16  # bytes of an array that is read whole for the sake of a row
 
 Index = NDArray[np.int64]
 
@@ -111,7 +112,7 @@ class BlockFolder(MappedFolder):
             if shard not in self._outlines:
                 self._outlines[shard] = Outline.of(shard)
             outline = self._outlines[shard]
-            whole = outline.shape(name)[0] <= MANY * len(rows)
+            whole = outline.rows(name) <= MANY * len(rows) or outline.bytes(name) <= SMALL
             return taken(outline.read(shard, name) if whole else self._read(shard)[name], rows)
         except (DamagedFile, KeyError) as error:
             self._lose(shard, error)

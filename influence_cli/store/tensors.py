@@ -201,23 +201,33 @@ class Outline:
 
     raw: bytes
     header: dict[str, Any]
+    size: int  # of the file, in bytes
 
     @classmethod
     def of(cls, path: Path) -> Outline:
         """That of ``path``; DamagedFile where its metadata are not those of their own checksum."""
         with open_regular(path) as handle:
             raw = raw_header(handle)
+            size = handle.seek(0, os.SEEK_END)
         header, _ = parsed_header(raw)
         _verified_metadata(_own_metadata(header))
-        return cls(raw, header)
+        return cls(raw, header, size)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """That of a tensor; KeyError where there is none of that name."""
-        return tuple(self.header[name]["shape"])
+    def rows(self, name: str) -> int:
+        """The first number of a tensor's shape; KeyError where there is none of that name."""
+        return self.header[name]["shape"][0]
+
+    def bytes(self, name: str) -> int:
+        """How many a tensor takes; KeyError where there is none of that name."""
+        first, last = self.header[name]["data_offsets"]
+        return last - first
 
     def read(self, path: Path, name: str) -> NDArray[Any]:
-        """``read_tensor``; DamagedFile where the file has another header by now, too."""
+        """``read_tensor``; DamagedFile where the file has another header or length by now, too."""
         with open_regular(path) as handle:
+            if handle.seek(0, os.SEEK_END) != self.size:
+                raise DamagedFile("it has another length than before")
+            handle.seek(0)
             if handle.read(len(self.raw)) != self.raw:
                 raise DamagedFile("its header is another one than before")
             return _read_one(handle, self.header, len(self.raw), name)

@@ -6,14 +6,18 @@ python -m pytest tests/store/test_blocks.py
 from __future__ import annotations
 
 import itertools
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 
 from influence_cli.errors import StoreError
-from influence_cli.store import BlockFolder, Keys, Store, blocks
+from influence_cli.store import BlockFolder, Keys, Store, blocks, tensors
+from influence_cli.store.files import open_regular
 from influence_cli.store.layout import shards_of
+from influence_cli.store.tensors import parsed_header
 from tests.cases import Heard
 
 NAME = "m" * 32
@@ -102,6 +106,50 @@ def test_a_shard_that_is_damaged_after_it_was_listed_is_an_error_and_its_rows_ar
         array.whole()
     assert len(heard.warnings) == 1
     assert 0 < opened(tmp_path).missing(keys).sum() < rows == 200
+
+
+def test_a_shard_is_opened_once_for_an_array_of_many_of_its_rows_and_its_header_is_parsed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, values = stored(tmp_path)
+    array, opened_files, parsed = opened(tmp_path).array(keys, "logits"), list[Path](), list[int]()
+
+    def counted(path: Path) -> AbstractContextManager[BinaryIO]:
+        opened_files.append(path)
+        return open_regular(path)
+
+    def seen(raw: bytes) -> tuple[dict[str, Any], int]:
+        parsed.append(len(raw))
+        return parsed_header(raw)
+
+    monkeypatch.setattr(tensors, "open_regular", counted)
+    monkeypatch.setattr(tensors, "parsed_header", seen)
+    shards = len(CUTS) - 1
+    for passed in range(3):
+        assert np.array_equal(array.whole(), values)
+        reads = (shards + 1) * (passed + 1)  # and one of a row, to see how wide the array is
+        assert len(opened_files) == shards + reads  # once more each for its header, which is kept
+        assert len(parsed) == shards
+    before = len(opened_files)
+    assert np.array_equal(array[np.array([120, 4])], values[[120, 4]])  # a few rows of two
+    assert len(opened_files) == before + 2
+
+
+@pytest.mark.parametrize("small", [0, 1 << 16])
+@pytest.mark.parametrize("rows", [200, 1])
+def test_a_shard_that_is_cut_short_after_it_was_listed_is_an_error(
+    rows: int, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "SMALL", small)
+    keys, values = stored(tmp_path)
+    heard = Heard()
+    array = opened(tmp_path, heard).array(keys[:rows], "logits")
+    assert np.array_equal(array.whole(), values[:rows])
+    for shard in shards_of(tmp_path / "outputs" / NAME):
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="run the same command again"):
+        array.whole()
+    assert len(heard.warnings) == 1
 
 
 @pytest.mark.parametrize(("full", "sizes"), [(30, [10, 30, 30, 30]), (1000, [20, 40, 40])])

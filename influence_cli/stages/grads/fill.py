@@ -33,6 +33,8 @@ from influence_cli.stages.run.rates import ENOUGH_ROWS, start_key
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
+MERGED = 16  # shards, at least, that rows are written in as they come become one when all are there
+
 
 def fill(run: Run, session: Session) -> tuple[Run, int]:
     """Compute and store what is missing.
@@ -112,7 +114,7 @@ def _fill_member(run: Run, session: Session, work: Work, at: MemberModel, look: 
     for name in work.passes:
         run = run.without(run_pass(name, run, session, work, at, look).bad)
         for part in () if session.store.at_an_address else work.in_pass(name):
-            QUANTITIES[part.quantity].folder(run, session, part).compact(session.runtime.shard_rows)
+            QUANTITIES[part.quantity].folder(run, session, part).compact(MERGED * session.runtime.shard_rows)
     if at.point is not at.exact:
         measure_agreement(run, session, at)
     look.say(run)

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from influence_cli.settings import GradSpec
+from influence_cli.store.tensors import read_tensors
 from tests.cases import (
     Example,
     Heard,
@@ -339,6 +340,17 @@ def test_an_interrupted_run_keeps_what_it_said_and_continues(
     assert {p: p.read_bytes() for p in shards} == shards
     assert same_scores(after, bench.cold(examples()))
     assert not list(bench.store.rglob("*.tmp"))
+
+
+def test_shards_written_as_rows_come_are_merged_into_large_ones(bench: Bench) -> None:
+    computed, first = bench.warm(examples(), batch_size=2, shard_rows=2)
+    assert computed == N > 2 * 16  # more shards than are left as they are
+    rows = [len(read_tensors(shard)[0]["keys"]) for shard in (bench.store / "outputs").rglob("*.safetensors")]
+    assert sum(rows) == N
+    assert len(rows) == -(-N // 32)
+    computed, again = bench.warm(examples())
+    assert computed == 0
+    assert np.array_equal(column(again), column(first))
 
 
 def test_a_run_interrupted_while_it_measures_the_direction_keeps_nothing_wrong(bench: Bench) -> None:
