@@ -17,7 +17,16 @@ from influence_cli.errors import StoreError
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys, taken
 from influence_cli.store.mapped import Located, LostRows, MappedFolder
-from influence_cli.store.shards import MERGE_ROWS, TRIES, Arrays, ShardFolder, most_rows, positions, remove_others
+from influence_cli.store.shards import (
+    MERGE_ROWS,
+    TRIES,
+    Arrays,
+    ShardFolder,
+    first_ones,
+    most_rows,
+    positions,
+    remove_others,
+)
 from influence_cli.store.tensors import Outline
 
 BLOCK_ROWS = 65_536  # at most, that are read at once
@@ -59,7 +68,7 @@ class BlockFolder(MappedFolder):
             LostRows: a shard turned out to be damaged; it was set aside.
         """
         stored = self._index()
-        keys, first = stored.keys, positions(stored.keys, stored.keys) == np.arange(len(stored.keys))
+        keys, first = stored.keys, first_ones(stored.keys)
         wanted = first if keep is None else first & (positions(keys, keep) >= 0)
         rows = MERGE_ROWS if not stored.shards else min(MERGE_ROWS, most_rows(stored.shards[0]))
         if wanted.all() and len(stored.shards) <= max(-(-len(keys) // rows), 1):

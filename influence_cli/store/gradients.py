@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from influence_cli.store.files import DamagedFile
 from influence_cli.store.keys import Keys
 from influence_cli.store.mapped import LostRows, MappedFolder
-from influence_cli.store.shards import SHARD_BYTES, Arrays, positions, remove_others
+from influence_cli.store.shards import SHARD_BYTES, Arrays, first_ones, positions, remove_others
 from influence_cli.store.tensors import map_tensors
 
 READ = ("value", "loss", "norms")
@@ -58,7 +58,7 @@ class GradientFolder(MappedFolder):
         """
         stored = self._index()
         shards, keys, starts = stored.shards, stored.keys, stored.starts
-        first = positions(keys, keys) == np.arange(len(keys))
+        first = first_ones(keys)
         wanted = first.copy()
         for k, shard in enumerate(shards if keep is not None else ()):
             mine = slice(starts[k], starts[k + 1])

@@ -247,12 +247,12 @@ class ShardFolder:
             small = [shard for shard, count in rows.items() if 2 * count < full]
             if len(small) <= MANY_SMALL:
                 return 0
-            found = [(shard, _tensors_of(shard)["keys"].copy()) for shard in small]  # of values some shards' at a time
+            found = [(shard, _keys_of(shard)) for shard in small]  # of values some shards' at a time
             stored = np.concatenate([keys for _, keys in found])
             owner = np.repeat(np.arange(len(found)), [len(keys) for _, keys in found])
             held = np.zeros(len(found), dtype=bool)  # which have a row that stands elsewhere too
             for shard in rows.keys() - set(small):
-                others = np.array(map_tensors(shard, verify=False)[0]["keys"])
+                others = _keys_of(shard)
                 held[owner[positions(stored, others) >= 0]] = True
             before = -1
             while before != (before := int(held.sum())):  # nor one that shares a row with such a shard
@@ -269,7 +269,7 @@ class ShardFolder:
     def _merged(self, shards: list[tuple[Path, Keys]], full: int) -> set[Path]:
         """Write the rows of shards, each once, in shards of ``full`` rows."""
         keys, written = np.concatenate([own for _, own in shards]), set[Path]()
-        first, start = positions(keys, keys) == np.arange(len(keys)), 0
+        first, start = first_ones(keys), 0
         waiting, rows = list[Arrays](), 0
 
         def write(count: int) -> None:
@@ -296,7 +296,7 @@ class ShardFolder:
         New shards are written before old ones go.
         """
         old, keys, values = self._load()
-        first = positions(keys, keys) == np.arange(len(keys))
+        first = first_ones(keys)
         payloads = values.get("payload_keys", keys)  # what is named by row says whose payload it is
         wanted = first if keep is None else first & (positions(payloads, keep) >= 0)
         if wanted.all() and len(old) <= max(-(-len(keys) // MERGE_ROWS), 1):
@@ -313,6 +313,18 @@ def _tensors_of(shard: Path) -> Arrays:
     tensors, meta = read_tensors(shard)
     refuse_moved(shard, meta)
     return unflattened(tensors)
+
+
+def _keys_of(shard: Path) -> Keys:
+    """The keys alone, unverified."""
+    return np.array(map_tensors(shard, verify=False)[0]["keys"])
+
+
+def first_ones(keys: Keys) -> NDArray[np.bool_]:
+    """Whether each of keys [n, 16] is the first one of its value."""
+    first = np.zeros(len(keys), dtype=bool)
+    first[unique(keys)] = True
+    return first
 
 
 def most_rows(shard: Path) -> int:
