@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from influence_cli.data.outside import allowing_outside
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
 
 os.fsync = lambda fd: None  # nothing is asked of what a test wrote when the machine has crashed
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores Ctrl-C in what it starts with &
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
