@@ -5,6 +5,8 @@ python -m pytest tests/engines/test_features.py
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -22,9 +24,14 @@ def point(model: nn.Module, precision: str = "fp64") -> Point:
     return Point(model.eval(), "all", None, precision, torch.device("cpu"))
 
 
+def case(name: str) -> tuple[Net, str | None]:
+    """One of the models, to be changed."""
+    return copy.deepcopy(CASES[name])
+
+
 @pytest.mark.parametrize("name", [n for n, (_, layer) in CASES.items() if layer is not None])
 def test_features_are_the_input_of_the_layer_that_makes_the_logits(name: str) -> None:
-    model, layer = CASES[name]
+    model, layer = case(name)
     at = point(model)
     found = Features(at)
     h = found.of(X.double())
@@ -38,7 +45,7 @@ def test_features_are_the_input_of_the_layer_that_makes_the_logits(name: str) ->
 @pytest.mark.parametrize("name", [n for n, (_, layer) in CASES.items() if layer is None])
 def test_a_model_whose_logits_no_one_layer_makes_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="no penultimate features") as refused:
-        Features(point(CASES[name][0])).of(X.double())
+        Features(point(case(name)[0])).of(X.double())
     assert refused.value.fix is not None
     assert "loss" in refused.value.fix
 
@@ -82,7 +89,7 @@ def test_means_and_deviations_of_the_last_maps_stand_in_their_place_at_each_size
 
 
 def test_a_model_without_maps_has_the_input_of_its_last_layer_where_maps_are_asked() -> None:
-    model, _ = CASES[next(n for n, (_, layer) in CASES.items() if layer == "head")]
+    model, _ = case(next(n for n, (_, layer) in CASES.items() if layer == "head"))
     plain, asked = Features(point(model)), Features(point(model), maps=5)
     torch.testing.assert_close(asked.of(X.double()), plain.of(X.double()), rtol=0, atol=0)
     assert asked.earlier == []
