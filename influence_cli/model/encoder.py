@@ -6,6 +6,7 @@ them, since features are what such a layer is given: its weights are never looke
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,9 +84,8 @@ def _auto() -> Any:
 
 def _class_of(config: Any) -> Any:
     """The class of encoders of a configuration; of several the first, which is the usual one."""
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
-
-    found = MODEL_MAPPING_NAMES.get(config.model_type)
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    found = auto.MODEL_MAPPING_NAMES.get(config.model_type)
     name = found[0] if isinstance(found, tuple | list) else found
     return getattr(require_transformers(), str(name), _auto())
 

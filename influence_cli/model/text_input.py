@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +171,7 @@ def placed(carried: dict[str, Any] | None, folder: Path) -> dict[str, Any] | Non
 def require_transformers() -> Any:
     """The library.  Raises UsageError: it is not installed."""
     try:
-        import transformers
+        transformers: Any = importlib.import_module("transformers")  # a checker of types would read all of its models
     except ImportError as error:
         fix = "pip install 'influence-cli[text]'"
         raise UsageError(f"models of transformers need the extra text ({error})", fix=fix) from error

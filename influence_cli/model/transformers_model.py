@@ -7,6 +7,7 @@ models return losses (``causal_lm``).
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -238,8 +239,7 @@ def write_files(spec: ModelSpec, folder: Path, start: str | None) -> None:
 
 def type_of_model(spec: ModelSpec, config: Any) -> str | None:
     """The name of the class of transformers that classifies, or predicts tokens, by such a configuration."""
-    from transformers.models.auto import modeling_auto as auto
-
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
     kind = {"CausalLM": "CAUSAL_LM", "ImageClassification": "IMAGE_CLASSIFICATION"}.get(
         _purpose(spec), "SEQUENCE_CLASSIFICATION"
     )
