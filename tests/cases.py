@@ -315,7 +315,8 @@ def _application(called: str | None, options: tuple[type, ...]) -> Callable[...,
     return typer.main.get_command(_build_app(called))
 
 
-def _made_once(called: str | None = None) -> Callable[..., Any]:
+def application_of(called: str | None = None) -> Callable[..., Any]:
+    """What ``build_app`` gives for a command, made once a process."""
     return _application(called, requests.REQUESTS)
 
 
@@ -327,7 +328,7 @@ def call_cli(*arguments: Any, cwd: Path, env: dict[str, str] | None = None) -> R
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), io.StringIO()
     with (
         contextlib.chdir(cwd),
-        mock.patch("influence_cli.cli.app.build_app", _made_once),
+        mock.patch("influence_cli.cli.app.build_app", application_of),
         mock.patch.dict(os.environ, environment(env), clear=True),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -18,6 +18,7 @@ import pytest
 
 from influence_cli.data.outside import allowing_outside
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
+from tests.forking import forking_program
 
 os.fsync = lambda fd: None  # nothing is asked of what a test wrote when the machine has crashed
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores Ctrl-C in what it starts with &
@@ -35,6 +36,13 @@ def outside() -> Iterator[None]:
     """Rows may name files outside of their manifest's folder, as with ``--allow-outside``."""
     with allowing_outside(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def influence() -> Iterator[Path]:
+    """The program ``influence``, for tests of what calls it: it starts at once, as a fork of this process."""
+    with forking_program() as program:
+        yield program
 
 
 @pytest.fixture(scope="session")

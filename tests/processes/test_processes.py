@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,8 @@ from influence_cli.stages.run.open import open_run
 from influence_cli.stages.run.session import Session
 from influence_cli.stages.score.score import score
 from tests.beside import ThreadGroup, apart, not_of_time, scores_of, together
-from tests.cases import call_cli, digits_table, environment, with_column, write
+from tests.cases import call_cli, digits_table, with_column, write
+from tests.torchrun import Said, torchrun
 
 
 class Adds(Job):
@@ -249,81 +248,54 @@ def test_trainings_of_evaluate_are_run_by_turn_and_kept_by_whoever_runs_them(
     assert measured("shared", None)["trainings_run_now"] == 0
 
 
-REFUSING = """
-import pickle, sys, _pickle
+# ---- torchrun itself ------------------------------------------------------------------------------------------------
 
-def no(*_, **__):
-    sys.stderr.write("A PICKLE IS READ OR WRITTEN\\n")
-    raise SystemExit(70)
-
-class No:
-    def __init__(self, *_, **__):
-        no()
-
-for module in (pickle, _pickle):
-    module.loads = module.load = module.dumps = module.dump = no
-    module.Unpickler = module.Pickler = No
-pickle._Unpickler = pickle._Pickler = No
-from influence_cli.cli.main import main
-main()
-"""
+SCORE = ("--method", "ip", "--method", "exact", "--params", "last", "--batch-size", "16")
+TRAINED = [("mlp:16", 0.1, 1e-5), ("test_resnet", 0.01, 1e-4)]  # model, rate, how near
 
 
-def torchrun(size: int, *arguments: Any, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A command by so many processes, none of which may read or write a pickle."""
-    (cwd / "refusing.py").write_text(REFUSING)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    return subprocess.run(
-        [*command, "refusing.py", *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory, digits: Path, digits_run: Path) -> tuple[Path, dict[str, Said]]:
+    """A folder in which two processes of torchrun have scored and trained, and what they said."""
+    here = tmp_path_factory.mktemp("launched")
+    commands: dict[str, Any] = {
+        "score": ("score", digits, "--checkpoint", digits_run, *SCORE, "--store", "s", "-o", "s.parquet")
+    }
+    for model, lr, _ in TRAINED:
+        how = ("--epochs", 3, "--lr", lr, "--batch-size", 32, "--record", "epochs")
+        commands[model] = ("retrain", digits, "--model", model, *how, "-o", f"RUN-{model}")
+    return here, torchrun(2, commands, here)
 
 
 def test_torchrun_scores_as_one_process_does_and_says_everything_once(
-    digits: Path, digits_run: Path, tmp_path: Path
+    launched: tuple[Path, dict[str, Said]], digits: Path, digits_run: Path, tmp_path: Path
 ) -> None:
-    options = ("--checkpoint", digits_run, "--method", "ip", "--method", "exact", "--params", "last")
-    options = (*options, "--batch-size", "16")
-    alone = call_cli("score", digits, *options, "--store", "alone", "-o", "alone.parquet", cwd=tmp_path)
+    asked = ("score", digits, "--checkpoint", digits_run, *SCORE, "--store", "alone", "-o", "alone.parquet")
+    alone = call_cli(*asked, cwd=tmp_path)
     assert alone.code == 0, alone.err
-    ran = torchrun(2, "score", digits, *options, "--store", "s", "-o", "s.parquet", cwd=tmp_path)
-    assert "PICKLE" not in ran.stderr
-    assert ran.returncode == 0, ran.stderr
-    assert apart(pq.read_table(tmp_path / "alone.parquet"), pq.read_table(tmp_path / "s.parquet")) <= 1e-6
-    assert ran.stdout == ""
-    assert ran.stderr.count("200 train rows") == 1  # one leads, and the other is its help
+    here, said = launched
+    assert apart(pq.read_table(tmp_path / "alone.parquet"), pq.read_table(here / "s.parquet")) <= 1e-6
+    assert said["score"].out == ""
+    assert said["score"].err.count("200 train rows") == 1  # one leads, and the other is its help
 
 
-@pytest.mark.parametrize(("model", "lr", "near"), [("mlp:16", 0.1, 1e-5), ("test_resnet", 0.01, 1e-4)])
-def test_torchrun_trains_as_one_process_does(model: str, lr: float, near: float, digits: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "lr", "near"), TRAINED)
+def test_torchrun_trains_as_one_process_does(
+    model: str, lr: float, near: float, launched: tuple[Path, dict[str, Said]], digits: Path, tmp_path: Path
+) -> None:
     """Also a network with BatchNorm, which sees the whole of each batch; in it rounding grows with every step."""
     recipe = Recipe(epochs=3, lr=lr, batch_size=32)
     asked = RetrainRequest(Inputs(str(digits), model=model), str(tmp_path / "alone"), device="cpu", record=("epochs",))
     alone = retrain(asked, recipe)
-    options = (
-        "--model",
-        model,
-        "--epochs",
-        3,
-        "--lr",
-        lr,
-        "--batch-size",
-        32,
-        "--record",
-        "epochs",
-        "-o",
-        "shared",
-    )
-    ran = torchrun(2, "retrain", digits, *options, cwd=tmp_path)
-    assert "PICKLE" not in ran.stderr
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stderr.count("200 train rows") == 1
-    assert "Warning" not in ran.stderr
-    shared = json.loads((tmp_path / "shared" / "metrics.json").read_text())
+    here, said = launched
+    assert said[model].err.count("200 train rows") == 1
+    assert "Warning" not in said[model].err
+    run = here / f"RUN-{model}"
+    shared = json.loads((run / "metrics.json").read_text())
     for name, value in alone["arms"]["all rows"]["seeds"]["0"].items():
         if isinstance(value, float):
             assert shared["arms"]["all rows"]["seeds"]["0"][name] == pytest.approx(value, rel=near)
     (values,) = sorted((tmp_path / "alone" / "epochs").glob("0*.safetensors"))
     for name, of_rows in load_file(values).items():
-        found = load_file(tmp_path / "shared" / "epochs" / values.name)[name]
+        found = load_file(run / "epochs" / values.name)[name]
         assert np.allclose(found, of_rows, atol=10 * near), (name, np.abs(found - of_rows).max(axis=0))

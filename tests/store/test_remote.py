@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from influence_cli.stages.score.score import score
 from influence_cli.store import mirror, putting, remote
 from influence_cli.store.putting import put
 from influence_cli.store.remote import fetched
-from tests.cases import call_cli, column, environment, run_cli, run_process
+from tests.cases import call_cli, column, environment, run_cli
 from tests.served import (
     BUCKET,
     KEY,
@@ -44,6 +43,7 @@ from tests.served import (
 from tests.served import (
     asking_afresh as asking,
 )
+from tests.torchrun import torchrun
 
 
 @pytest.fixture(scope="module")
@@ -262,19 +262,31 @@ def test_what_is_no_store_is_not_written_to(here: str, digits: Path, tmp_path: P
     assert (ran.code, "no store" in ran.err) == (2, True), ran.err
 
 
+SHARED = ("--method", "ip", "--batch-size", "16", "--store", address("many"))
+TRAINED = ("--model", "mlp:8", "--epochs", 2, "--folds", 2, "-o")
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory, endpoint: str, digits: Path, digits_run: Path) -> Path:
+    """A folder in which two processes of torchrun have scored with a store, and trained a run, at an address."""
+    folder = tmp_path_factory.mktemp("launched")
+    commands = {
+        "score": ("score", digits, "--checkpoint", digits_run, *SHARED, "-o", "s.parquet"),
+        "retrain": ("retrain", digits, *TRAINED, address("SHARED")),
+    }
+    said = torchrun(2, commands, folder, s3_environment(endpoint))
+    assert not any(SECRET in one.out + one.err for one in said.values())
+    return folder
+
+
 def test_several_processes_share_a_store_at_an_address(
-    here: str, digits: Path, digits_run: Path, scored: Path, tmp_path: Path
+    here: str, launched: Path, digits: Path, digits_run: Path, scored: Path, tmp_path: Path
 ) -> None:
-    options = ("--checkpoint", digits_run, "--method", "ip", "--batch-size", "16", "--store", address("many"))
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    command = [*launcher, "-m", "influence_cli", "score", digits, *options, "-o", "s.parquet"]
-    ran = run_process(list(map(str, command)), tmp_path, s3_environment(here))
-    assert ran.code == 0, ran.err
-    table = pq.read_table(tmp_path / "s.parquet")
+    table = pq.read_table(launched / "s.parquet")
     assert np.allclose(column(table), column(pq.read_table(scored)), rtol=0, atol=1e-6 * np.abs(column(table)).max())
-    planned = call_cli("score", digits, *options, "-n", "--json", cwd=tmp_path, env=environment(s3_environment(here)))
+    asked = ("score", digits, "--checkpoint", digits_run, *SHARED, "-n", "--json")
+    planned = call_cli(*asked, cwd=tmp_path, env=environment(s3_environment(here)))
     assert json.loads(planned.text)["rows_to_compute"] == 0, planned.err  # shards of both are there
-    assert SECRET not in ran.err
 
 
 def test_manifests_stores_runs_tables_and_exports_at_addresses_of_googles_protocol(
@@ -310,7 +322,7 @@ def test_a_store_at_an_address_is_looked_after(
 ) -> None:
     env = environment(s3_environment(here))
     asked = ("score", digits, "--checkpoint", digits_run, "--method", "ip", "--store", address("kept"))
-    session = Session.open(Runtime(store=address("kept"), shard_rows=5, batch_size=5))
+    session = Session.open(Runtime(store=address("kept"), shard_rows=12, batch_size=12))
     score(open_run(Inputs(str(digits), checkpoint=str(digits_run)), GradSpec(methods=("ip",)), session), session)
     before = {name for name in remote.names_below(address("kept")) if name.endswith(".safetensors")}
 
@@ -372,16 +384,10 @@ def test_a_run_folder_at_an_address_is_scored_at_and_trained_on_and_is_that_of_a
 
 
 def test_several_processes_train_a_run_at_an_address_as_they_do_one_here(
-    here: str, digits: Path, tmp_path: Path
+    here: str, launched: Path, digits: Path, tmp_path: Path
 ) -> None:
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    trained = (digits, "--model", "mlp:8", "--epochs", 2, "--folds", 2, "-o", address("SHARED"))
-    command = [*launcher, "-m", "influence_cli", "retrain", *trained]
-    ran = run_process(list(map(str, command)), tmp_path, s3_environment(here))
-    assert ran.code == 0, ran.err
-    assert SECRET not in ran.err
     env = environment(s3_environment(here))
-    alone = call_cli("retrain", *trained[:-1], "ALONE", cwd=tmp_path)
+    alone = call_cli("retrain", digits, *TRAINED, "ALONE", cwd=tmp_path)
     assert alone.code == 0, alone.err
     there = fetched(address("SHARED"))
     names = {str(p.relative_to(tmp_path / "ALONE")) for p, _ in everything_below(tmp_path / "ALONE")}
@@ -389,7 +395,7 @@ def test_several_processes_train_a_run_at_an_address_as_they_do_one_here(
     weights = [load_file(folder / "model.safetensors") for folder in (there, tmp_path / "ALONE")]
     for name, value in weights[1].items():
         assert np.allclose(weights[0][name], value, rtol=0, atol=1e-5), name
-    again = call_cli("retrain", *trained, cwd=tmp_path, env=env)  # by one, which finds all of it trained
+    again = call_cli("retrain", digits, *TRAINED, address("SHARED"), cwd=tmp_path, env=env)  # by one: all is trained
     assert again.code == 0, again.err
     assert "train all rows" not in again.err
     assert (fetched(address("SHARED")) / "model.safetensors").read_bytes() == (there / "model.safetensors").read_bytes()
