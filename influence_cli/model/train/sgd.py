@@ -26,6 +26,7 @@ from influence_cli.maths.few_pixels import where_it_helps
 from influence_cli.model.examples import Examples, to_input
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.named_tensors import as_argument
+from influence_cli.model.seeded import seed_draws
 from influence_cli.model.train.among import Among, normalises_batches
 from influence_cli.model.train.convex import train_convex
 from influence_cli.model.train.epoch_values import EpochValues
@@ -118,7 +119,7 @@ def train(
     last = len(keep) - passes_over_one(model, recipe, len(keep))
     steps, step, mixed = math.ceil(last / recipe.batch_size) * recipe.epochs, 0, recipe.amp == "bf16"
     for epoch in range(recipe.epochs):
-        torch.manual_seed(seed * 100_003 + epoch + (0 if among is None else among.apart))  # dropout inside the model
+        seed_draws(seed * 100_003 + epoch + (0 if among is None else among.apart))  # dropout inside the model
         rate = 0.0
         for rows, values, y, w, whole in _train_batches(data, keep, recipe, seed, epoch, among, last):
             rate = recipe.rate(step, steps)

@@ -21,6 +21,7 @@ from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.losses.next_token import TOKENS
 from influence_cli.model.run_folder import RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, EpochCheckpoint, RunRecord
+from influence_cli.model.seeded import seed_draws
 from influence_cli.model.spec import ModelSpec
 from influence_cli.processes.group import Group
 from influence_cli.processes.lead import current
@@ -170,9 +171,7 @@ class TrainingRun:
         self, arm: Arm, seed: int, what: str, folder: RunFolder, keep: int = 0, values: bool = False
     ) -> tuple[nn.Module, int, TrainingNotes]:
         """A model trained on an arm, its steps, and what was kept on the way in a folder: checkpoints, rows' values."""
-        import torch
-
-        torch.manual_seed(seed)
+        seed_draws(seed)
         model = self._model()
         data = labelled(self.sets["train"], arm.labels, arm.weights)
         self._say_passed_over(model, int((arm.weights > 0).sum()))

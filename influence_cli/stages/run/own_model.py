@@ -19,6 +19,7 @@ from influence_cli.errors import InfluenceError, ModelError, UsageError
 from influence_cli.model.checkpoints import Checkpoint
 from influence_cli.model.losses import loss_in_spec
 from influence_cli.model.new_spec import new_spec, outputs_of
+from influence_cli.model.seeded import seed_draws
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.task import Task, checked_task, own_code, text_of_error
 from influence_cli.stages.run.class_map import with_class_order, with_outputs
@@ -98,7 +99,7 @@ def known_untrained(spec: ModelSpec, manifest: Manifest, store: Store) -> ModelS
 
     assert spec.task is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed_draws(0)
         model = spec.task.build()
     fixed = replace(spec, code=None, task=replace(spec.task, model=model))
     known = known_by_outputs(fixed, Checkpoint(spec.name, (), weights_digest(model)), manifest, store, "fp32")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from influence_cli.data.manifest import Rows
 from influence_cli.events import SILENT, Listener, Progress
 from influence_cli.model.losses import RowLoss, loss_of
+from influence_cli.model.seeded import seed_draws
 from influence_cli.stages.evaluate.counterfactuals.pool import Floats, Outcome, Refit
 from influence_cli.stages.evaluate.counterfactuals.trainer import Trainer
 from influence_cli.store import FileFolder, Keys, fingerprint
@@ -152,11 +153,9 @@ class Refitter:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic()) / 60.0
 
     def _fit(self, refit: Refit) -> nn.Module:
-        import torch
-
         from influence_cli.model.train.sgd import train
 
-        torch.manual_seed(refit.seed)
+        seed_draws(refit.seed)
         model = self.trainer.model()
         if self.deterministic:
             model = model.double()
