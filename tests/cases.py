@@ -283,6 +283,11 @@ def run_cli(*arguments: Any, cwd: Path, env: dict[str, str] | None = None, stdin
     return run_process(command, cwd, env, stdin)
 
 
+def run_program(program: Path, *arguments: Any, cwd: Path, stdin: bytes = b"") -> Ran:
+    """Run a program, such as the fixture ``influence``, which starts at once."""
+    return run_process([str(program), *map(str, arguments)], cwd, None, stdin)
+
+
 def run_python(code: str, *arguments: Any, cwd: Path, env: dict[str, str] | None = None) -> Ran:
     """Run a Python program given as text in a process of its own."""
     return run_process([sys.executable, "-c", code, *map(str, arguments)], cwd, env)

@@ -22,6 +22,7 @@ from tests.cases import (
     environment,
     feature_table,
     run_cli,
+    run_program,
     train_run,
     with_column,
     write,
@@ -187,14 +188,16 @@ def edited(manifest: Any) -> list[tuple[str, int]]:
     return list(zip(manifest.column("id").to_pylist(), manifest.column("label").to_pylist(), strict=True))
 
 
-def test_a_pipeline_equals_its_stagesone_by_one(tmp_path: Path, digits: Path, digits_run: Path) -> None:
+def test_a_pipeline_equals_its_stagesone_by_one(
+    influence: Path, tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
     asked = ["--checkpoint", digits_run, "--method", "ip-ensemble", "--set", "members=2", "--store", "memo"]
-    filled = run_cli("grads", digits, *asked, "-o", "-", cwd=tmp_path)
+    filled = run_program(influence, "grads", digits, *asked, "-o", "-", cwd=tmp_path)
     assert filled.code == 0, filled.err
-    scores = run_cli("score", "-", "--store", "memo", "-o", "-", cwd=tmp_path, stdin=filled.out)
+    scores = run_program(influence, "score", "-", "--store", "memo", "-o", "-", cwd=tmp_path, stdin=filled.out)
     assert scores.code == 0, scores.err
     act = ["--action", "relabel", "--budget", "20", "--edits", "edits.jsonl"]
-    clean = run_cli("curate", "-", *act, "-o", "-", cwd=tmp_path, stdin=scores.out)
+    clean = run_program(influence, "curate", "-", *act, "-o", "-", cwd=tmp_path, stdin=scores.out)
     assert clean.code == 0, clean.err
 
     assert call_cli("grads", digits, *asked, "-o", "g.parquet", cwd=tmp_path).code == 0
@@ -211,10 +214,10 @@ def test_a_pipeline_equals_its_stagesone_by_one(tmp_path: Path, digits: Path, di
 
 
 def test_a_manifest_from_stdin_is_scored_like_the_file(
-    tmp_path: Path, digits: Path, digits_run: Path, filled_store: Path, scored: Path
+    influence: Path, tmp_path: Path, digits: Path, digits_run: Path, filled_store: Path, scored: Path
 ) -> None:
     asked = ["score", "--method", "ip", "-", "--checkpoint", digits_run, "--store", filled_store, "-o", "s.parquet"]
-    ran = run_cli(*asked, cwd=tmp_path, stdin=digits.read_bytes())
+    ran = run_program(influence, *asked, cwd=tmp_path, stdin=digits.read_bytes())
     assert ran.code == 0, ran.err
     ours = pq.read_table(tmp_path / "s.parquet")
     assert ours.column("score").equals(pq.read_table(scored).column("score"))
@@ -225,11 +228,11 @@ def test_a_manifest_from_stdin_is_scored_like_the_file(
 
 
 @pytest.mark.parametrize("stage", ["score", "curate"])
-def test_an_empty_or_foreign_stdin_exits_2(stage: str, tmp_path: Path) -> None:
-    empty = run_cli(stage, "-", cwd=tmp_path)
+def test_an_empty_or_foreign_stdin_exits_2(stage: str, influence: Path, tmp_path: Path) -> None:
+    empty = run_program(influence, stage, "-", cwd=tmp_path)
     assert empty.code == 2
     assert "standard input is empty" in empty.err
-    foreign = run_cli(stage, "-", cwd=tmp_path, stdin=b"id,label\n1,2\n")
+    foreign = run_program(influence, stage, "-", cwd=tmp_path, stdin=b"id,label\n1,2\n")
     assert foreign.code == 2
     assert "not readable as Parquet" in foreign.err
 

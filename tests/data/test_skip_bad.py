@@ -14,7 +14,7 @@ import pytest
 
 from influence_cli.data.open import open_manifest
 from influence_cli.errors import ManifestError
-from tests.cases import Ran, call_cli, column, digits_table, examples, feature_table, run_cli, run_python, write
+from tests.cases import Ran, call_cli, column, digits_table, examples, feature_table, run_program, run_python, write
 
 Edit = Callable[[list[dict[str, Any]]], None]
 
@@ -231,12 +231,10 @@ def test_a_manifest_without_a_usable_row_is_an_error(tmp_path: Path, digits_run:
     assert "no target row can be used" in ran.err
 
 
-def test_the_list_goes_to_standard_error(tmp_path: Path, digits_run: Path) -> None:
+def test_the_list_goes_to_standard_error(influence: Path, tmp_path: Path, digits_run: Path) -> None:
     write(spoiled("not an image"), tmp_path / "m.parquet")
-    ran = run_cli(
-        "score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "--skip-bad", cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    asked = ("score", "--method", "ip", "m.parquet", "--checkpoint", digits_run, "--skip-bad")
+    ran = run_program(influence, *asked, cwd=tmp_path)
     assert ran.code == 0
     assert len(ran.rows) == 199
     assert "d0003" in ran.err

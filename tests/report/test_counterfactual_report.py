@@ -225,8 +225,8 @@ def test_page_and_picture_are_whole_and_hold_every_table_and_panel(here: Path, r
     with Image.open(here / "p.png") as image:
         image.load()
         assert image.format == "PNG"
-        shades = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    assert len(np.unique(shades, axis=0)) > 50
+        shades = image.convert("RGB").getcolors(1 << 24)
+    assert len(shades) > 50
     assert not [p.name for p in here.iterdir() if p.suffix in (".tmp", ".part")]
 
 

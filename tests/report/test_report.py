@@ -157,8 +157,8 @@ def test_the_command_writes_a_page_and_a_picture_beside_its_result(made: tuple[P
     with Image.open(io.BytesIO((here / "p.png").read_bytes())) as image:
         assert image.format == "PNG"
         assert min(image.size) > 500
-        shades = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    assert len(np.unique(shades, axis=0)) > 50  # there is something on it
+        shades = image.convert("RGB").getcolors(1 << 24)
+    assert len(shades) > 50  # there is something on it
     assert sorted(p.name for p in here.iterdir()) == ["p.png", "r.html"]
 
 

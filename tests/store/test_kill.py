@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from influence_cli.settings import GradSpec
+from influence_cli.cli.main import run
+from influence_cli.engines import point
+from influence_cli.settings import GradSpec, Runtime
 from influence_cli.store.tensors import read_tensors
 from tests.cases import call_cli, column, environment, job_of, so_many
 from tests.opened import missing_work
@@ -27,71 +31,75 @@ METHODS = ("ip", "ip-ensemble")
 FLAGS = ("--method", "ip", "--method", "ip-ensemble", "--set", "ip-ensemble.members=2", "--batch-size", "9")
 SPEC = GradSpec(METHODS, options={"ip-ensemble": {"members": "2"}})
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from influence_cli.cli.main import run
-from influence_cli.engines import point
-from influence_cli.settings import Runtime
-
-torch.set_num_threads(1)
-Runtime.__init__.__defaults__ = (*Runtime.__init__.__defaults__[:-1], 20)  # rows a shard
 
 class Moments:
-    def __init__(self, at):
+    """Counts the moments of this process, and kills it at one of them."""
+
+    def __init__(self, at: int) -> None:
         self.at, self.seen = at, 0
 
-    def passed(self):
+    def passed(self) -> None:
         self.seen += 1
         if self.seen == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-def watch(moments):
-    outputs, replace, write = point.Point.outputs, os.replace, Path.write_bytes
 
-    def counted_outputs(*given, **named):
+def watch(moments: Moments) -> None:
+    """Have this process, which is a fork of its own, pass its moments."""
+    outputs, replace = point.Point.outputs, os.replace
+
+    def counted_outputs(*given: Any, **named: Any) -> Any:
         out = outputs(*given, **named)
         moments.passed()
         return out
 
-    def counted_replace(*given, **named):
+    def counted_replace(*given: Any, **named: Any) -> None:
         moments.passed()
         replace(*given, **named)
         moments.passed()
 
-    def counted_write(path, data):
+    def counted_write(path: Path, data: bytes) -> None:
         with open(path, "wb") as handle:
             handle.write(data[: len(data) // 2])
             handle.flush()
             moments.passed()
             handle.write(data[len(data) // 2 :])
 
-    point.Point.outputs, os.replace, Path.write_bytes = counted_outputs, counted_replace, counted_write
+    point.Point.outputs, os.replace, Path.write_bytes = counted_outputs, counted_replace, counted_write  # type: ignore
 
-def child(arguments, at):
-    moments = Moments(at)
-    watch(moments)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    code = run(arguments)
-    print(moments.seen if code == 0 else -code)
-    sys.stdout.flush()
-    os._exit(0)
 
-for line in sys.stdin:
-    at, *arguments = line.rstrip("\\n").split("\\t")
-    if at == "here":  # once, so that what a run imports is there before it is forked
-        assert run(arguments) == 0
-        print("done")
-    else:
-        pid = os.fork()
-        if pid == 0:
-            child(arguments, int(at))
-        _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            print("signal", os.WTERMSIG(status))
-    sys.stdout.flush()
-"""
+def told(at: int, arguments: list[str]) -> str:
+    """What a run in a fork gives: how many moments it had, an error's exit code, or the signal that ended it."""
+    moments, ends = Moments(at), os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            watch(moments)
+            code = run(arguments)
+            os.write(ends[1], str(moments.seen if code == 0 else -code).encode())
+        finally:
+            os._exit(0)
+    os.close(ends[1])
+    _, status = os.waitpid(pid, 0)
+    with os.fdopen(ends[0]) as said:
+        return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else said.read()
+
+
+def serve(asked: IO[str], said: IO[str], errors: Path) -> None:
+    """Be the process that runs are forks of; a run that is no fork imports what they need."""
+    for stream, place in ((0, os.devnull), (1, os.devnull), (2, errors)):
+        os.dup2(os.open(place, os.O_RDWR | os.O_CREAT), stream)
+    sys.stdin, sys.stdout, sys.stderr = (open(k, mode, closefd=False) for k, mode in enumerate("rww"))  # noqa: SIM115
+    changed = environment()
+    os.environ.clear()
+    os.environ.update(changed)
+    torch.set_num_threads(1)
+    Runtime.__init__.__defaults__ = (*Runtime.__init__.__defaults__[:-1], 20)  # type: ignore[misc]  # rows a shard
+    for line in asked:
+        at, *arguments = line.rstrip("\n").split("\t")
+        if at == "here":
+            assert run(arguments) == 0
+        said.write("done\n" if at == "here" else told(int(at), arguments) + "\n")
+        said.flush()
 
 
 def shards(store: Path) -> dict[Path, tuple[int, bytes]]:
@@ -102,24 +110,29 @@ def shards(store: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 class Runs:
-    """A process that has imported all that a run needs; every run is a fork of it, and may be killed."""
+    """A fork of this process, which has imported all that a run needs; every run is a fork of it, and may be killed."""
 
     def __init__(self, folder: Path) -> None:
         self.errors = folder / "errors.txt"
-        env = environment({"PYTHONPATH": str(Path(__file__).parents[2])})
-        with self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CHILD],
-                env=env, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            )  # fmt: skip
+        asks, says = os.pipe(), os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(asks[1])
+            try:
+                os.chdir(folder)
+                serve(os.fdopen(asks[0]), os.fdopen(says[1], "w"), self.errors)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        os.close(asks[0])
+        os.close(says[1])
+        self.asks, self.says = os.fdopen(asks[1], "w"), os.fdopen(says[0])
 
     def run(self, at: int | str, arguments: list[str]) -> str:
         """What a run that is killed at its moment ``at`` (0: never) gives: how many moments it had, or its signal."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\t".join([str(at), *arguments]) + "\n")
-        self.process.stdin.flush()
-        said = self.process.stdout.readline()
+        self.asks.write("\t".join([str(at), *arguments]) + "\n")
+        self.asks.flush()
+        said = self.says.readline()
         assert said, self.errors.read_text()
         return said.rstrip("\n")
 
@@ -129,11 +142,9 @@ class Runs:
         return int(self.run(0, asked("whole")))
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        assert self.process.wait(timeout=60) == 0
-        self.process.stdout.close()
+        self.asks.close()
+        assert os.waitpid(self.pid, 0)[1] == 0
+        self.says.close()
 
 
 @pytest.fixture(scope="module")
