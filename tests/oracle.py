@@ -87,9 +87,16 @@ def loop_scores(
 def loop_label_scores(
     model: nn.Module, inputs: Tensor, classes: int, q: Gradient, names: Sequence[str] | None = None
 ) -> NDArray[np.float64]:
-    """<grad l_i with label c, q> for every row and every label [n, C], one backward pass each."""
-    columns = [loop_scores(model, inputs, torch.full((len(inputs),), c), q, names) for c in range(classes)]
-    return np.stack(columns, axis=1)
+    """<grad l_i with label c, q> for every row and every label [n, C], one backward pass each from one forward pass."""
+    parameters = {n: p for n, p in model.named_parameters() if names is None or n in names}
+    found = np.empty((len(inputs), classes))
+    for k, x in enumerate(inputs):
+        z = model(x[None])
+        for c in range(classes):
+            loss = F.cross_entropy(z, torch.tensor([c]))
+            g = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+            found[k, c] = sum(float((a * q[n]).sum()) for n, a in zip(parameters, g, strict=True) if a is not None)
+    return found
 
 
 # -- dropout masks, by big integers --------------------------------------------------------------------------------

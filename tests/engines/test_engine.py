@@ -54,8 +54,8 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Problem]:
     class Made(dict[str, Problem]):
         def __missing__(self, key: str) -> Problem:
             name, shape = ARCHITECTURES[key]
-            rows = {"train": 5, "val": 4} if key in ("resnet", "vit") else {}
-            self[key] = make_problem(folder / key, name, shape, **rows)
+            rows = {"resnet": (3, 2), "vit": (3, 2), "resnet-small": (7, 4), "vit-small": (7, 4)}.get(key, (10, 7))
+            self[key] = make_problem(folder / key, name, shape, train=rows[0], val=rows[1])
             return self[key]
 
     return Made()

@@ -82,8 +82,8 @@ def refusals(device: torch.device) -> dict[str, Any]:
 
 def main(here: Path) -> dict[str, Any]:
     """All that is asked of it."""
-    write(feature_table(examples(48, 24, 12)), here / "features.parquet")
-    write(digits_table(24, 12, 12), here / "images.parquet")
+    write(feature_table(examples(24, 24, 6)), here / "features.parquet")
+    write(digits_table(12, 6, 6), here / "images.parquet")
     kept: dict[str, Any] = {"epochs": 4, "device": "cpu"}
     influence_cli.retrain(
         str(here / "features.parquet"), str(here / "features"), model="mlp:4", keep_checkpoints=4, folds=2, **kept
