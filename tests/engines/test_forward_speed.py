@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 from influence_cli.engines.batch_size import Parts, out_of_memory
@@ -30,10 +31,9 @@ from tests.oracle import dot, relative_error, row_gradients, shake
 CPU = torch.device("cpu")
 Direction = dict[str, Tensor]
 TIMM = {
-    "resnet18": {},
+    "resnet18": {"channels": (16, 24, 32, 48)},
     "convnext_atto": {},
     "vit_tiny_patch16_224": {"img_size": 32},
-    "mixer_s32_224": {"img_size": 64},
     "efficientnet_lite0": {},
 }
 
@@ -129,6 +129,7 @@ def _linear_norm() -> nn.Module:
 
 
 CONSTRUCTS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "mixer": (lambda: MlpMixer(4, img_size=64, patch_size=32, num_blocks=2, embed_dim=32), (3, 64, 64)),
     "parameters outside layers": (Loose, (6,)),
     "norm before": (Before, (4, 6, 6)),
     "written in place": (Written, (4, 5, 5)),

@@ -33,7 +33,7 @@ def describe(run: Run, session: Session, name: str, top: int, missing: int, time
     """
     members = run.members_of[name]
     about = (
-        _by_products(run, session, missing)
+        _by_products(run, session, missing, timed)
         if run.spec.rows is not None
         else _by_directions(run, session, members, missing, timed)
     )
@@ -95,11 +95,11 @@ def _rate(run: Run, session: Session, member: Member, size: int, timed: bool) ->
     return (rates["tangents"] / size if "tangents" in rates else known), False
 
 
-def _by_products(run: Run, session: Session, missing: int) -> dict[str, Any]:
+def _by_products(run: Run, session: Session, missing: int, timed: bool) -> dict[str, Any]:
     """Of row gradients: what of them lacks, and the product."""
     from influence_cli.stages.run.estimate import planned_gradients
 
-    (rows,) = planned_gradients(run, session) if missing else describe_rows(run, session)
+    (rows,) = planned_gradients(run, session) if missing and timed else describe_rows(run, session)
     dim, request = rows["values"], row_request(run, session)
     if dim is None:
         whole = parameter_count(run, session, request.params)

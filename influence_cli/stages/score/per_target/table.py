@@ -40,6 +40,7 @@ from influence_cli.store.keys import digest_in_order
 from influence_cli.store.shards import as_arrow, unique
 
 TOP = 10  # rows of each side
+FEW = 24  # train rows that are scored sooner than timed: a timing runs three batches of 8 rows at the least
 PAIRS = "scores of pairs of a target and a train row are asked for"  # why ``auto`` is a method of effects
 OBJECTIVE = "utility"  # the objective whose term of a target row is its own loss
 
@@ -113,7 +114,8 @@ def per_target(run: Run, session: Session, top: int = TOP) -> tuple[pa.Table, Ru
         run, _ = fill(run, session)  # how many members there are is decided by the scores for all target rows
     target, train, missing = run.target, run.train, _missing(run, session, name, top)
     if len(missing):
-        timed = len(run.train) > session.batch_size(require_model(run)[0])  # one batch takes no longer than its timing
+        # one batch, or so few rows, take no longer than their timing
+        timed = len(run.train) > max(FEW, session.batch_size(require_model(run)[0]))
         plan = describe(run, session, name, top, len(missing), timed)
         for text in filter(None, (sentence(plan), hint(run, session, plan))):
             session.listener.note(text)
