@@ -101,7 +101,7 @@ def test_shared_embeddings_and_layers_are_one_parameter() -> None:
 def test_a_row_has_one_score_whatever_batch_it_is_in_and_on_whichever_side_the_tokenizer_fills(
     kind: str, tmp_path: Path
 ) -> None:
-    write(sentences(), tmp_path / "m.parquet")
+    write(sentences(20, 8, 4), tmp_path / "m.parquet")
     found = []
     for side in ("right", "left"):
         folder = saved(tmp_path / side, kind, side=side)

@@ -191,10 +191,9 @@ def test_directions_are_finite_differences(objective: str, architecture: str, re
 
 @pytest.mark.parametrize("kind", ["fgsm", "pgd"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_robustness_is_the_gradient_on_constant_inputs(
-    kind: str, architecture: str, request: pytest.FixtureRequest
-) -> None:
-    problem: Problem = request.getfixturevalue(architecture)
+def test_robustness_is_the_gradient_on_constant_inputs(kind: str, architecture: str, tmp_path: Path) -> None:
+    name, shape = {"mlp": ("mlp:7", (5,))}.get(architecture, (f"test_{architecture}", (3, 32, 32)))
+    problem = make_problem(tmp_path, name, shape, classes=2, train=3, val=12)
     options = {"attack": kind, "steps": 2}
     job = problem.job(objectives=("robustness",), options={"robustness": options})
     fill(job)
