@@ -31,6 +31,8 @@ SMALLER = {  # what would take too long as it stands
     "--seeds 10": "--seeds 2",
     "--seeds 5": "--seeds 2",
     "--seeds 2 --flips": "--seeds 1 --epochs 1 --flips",
+    "--seeds 2 --attack": "--seeds 1 --attack",
+    "--set bif.draws=100": "--set bif.draws=10",
     "--budget 1%,2%,5%": "--budget 10%",
     "--budget 200": "--budget 20",
     "--budget 500": "--budget 20",

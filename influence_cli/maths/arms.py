@@ -74,13 +74,13 @@ def mean_ellipse(x: Floats, y: Floats, level: float = 0.95) -> tuple[float, floa
 
     The region is n (m - mu)' S^-1 (m - mu) <= 2 (n - 1) / (n - 2) F_{2, n-2}; None for fewer points.
     """
-    from scipy import stats
+    from scipy import special
 
     n = len(x)
     if n < 3:
         return None
     values, vectors = np.linalg.eigh(np.cov(np.stack([x, y])))
-    scale = 2.0 * (n - 1) / (n * (n - 2)) * float(stats.f.ppf(level, 2, n - 2))
+    scale = 2.0 * (n - 1) / (n * (n - 2)) * float(special.fdtri(2, n - 2, level))
     minor, major = np.sqrt(np.maximum(values, 0.0) * scale).tolist()
     return major, minor, float(np.arctan2(vectors[1, 1], vectors[0, 1]))
 

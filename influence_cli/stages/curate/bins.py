@@ -114,10 +114,10 @@ def members_of(scores: ScoreTable) -> Members | None:
     else:
         shares = weights / weights.sum() if len(weights) else np.full(count, 1 / count)
         spread, agreement = floats(scores.table, "score_std"), floats(scores.table, "agreement")
-    from scipy import stats
+    from scipy import special
 
     error = spread * np.sqrt((shares**2).sum())
-    half = float(stats.t.ppf(LEVEL, count - 1)) * error
+    half = float(special.stdtrit(count - 1, LEVEL)) * error
     return Members(mean - half, mean + half, error, agreement)
 
 
