@@ -23,6 +23,19 @@ from tests.cases import call_cli
 
 
 @pytest.mark.parametrize(
+    ("methods", "said"),
+    [(["ip"], "split-half reliability 0."), (["loss", "datainf", "ip"], "split-half reliability of datainf 0.")],
+)
+def test_a_reliability_names_its_method_where_there_are_several(
+    methods: list[str], said: str, tmp_path: Path, digits: Path, digits_run: Path
+) -> None:
+    asked = [word for name in methods for word in ("--method", name)]
+    ran = call_cli("score", digits, "--checkpoint", digits_run, *asked, "-o", "s.parquet", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert said in ran.err
+
+
+@pytest.mark.parametrize(
     ("asked", "first", "last"),
     [
         ([], "answer: ", "next: influence score"),

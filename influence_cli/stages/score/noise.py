@@ -41,6 +41,7 @@ def direction_noise(run: Run, session: Session) -> dict[str, dict[str, Any]]:
             "snr": meta["snr"],
             "reliability": reliability,
             "direction": q,
+            **({"method": run.half_method()} if len(run.methods) > 1 else {}),
             **({"parts": with_class_names(meta["parts"], run.classes)} if "parts" in meta else {}),
         }
         if run.spec.precision == "bf16":
@@ -105,10 +106,11 @@ def noise_warnings(noise: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def describe_noise(entry: dict[str, Any]) -> str:
-    """'signal-to-noise 12.3, split-half reliability 0.91'."""
+    """'signal-to-noise 12.3, split-half reliability 0.91', which names its method where there are several."""
     snr = "unknown" if entry["snr"] is None else f"{entry['snr']:.3g}"
     reliability = "unknown" if entry["reliability"] is None else f"{entry['reliability']:.2f}"
-    text = f"signal-to-noise {snr}, split-half reliability {reliability}"
+    whose = f" of {entry['method']}" if entry.get("method") else ""
+    text = f"signal-to-noise {snr}, split-half reliability{whose} {reliability}"
     if "bf16_agreement" in entry:
         known = entry["bf16_agreement"]
         text += f", rank correlation with float32 {'unknown' if known is None else f'{known:.4f}'}"
