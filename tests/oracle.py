@@ -191,26 +191,34 @@ class Softmax:
         p, size = self.probabilities(theta), self.x.shape[1]
         out = np.empty((self.classes, size, self.classes, size))
         for a in range(self.classes):
-            for b in range(self.classes):
+            for b in range(a, self.classes):
                 out[a, :, b] = (self.x * (weights * p[:, a] * ((a == b) - p[:, b]))[:, None]).T @ self.x
+                out[b, :, a] = out[a, :, b]  # symmetric, like every block of it
         return out.reshape(self.classes * size, -1)
 
     def fit(
         self, weights: NDArray[np.float64], penalty: float, start: NDArray[np.float64] | None = None, divisor: float = 0
     ) -> NDArray[np.float64]:
-        """Minimise sum w l / divisor + penalty/2 |theta|^2 by Newton steps (divisor 0: sum w), gradient below 1e-12."""
+        """Minimise sum w l / divisor + penalty/2 |theta|^2 by Newton steps (divisor 0: sum w), gradient below 1e-12.
+
+        The Hessian of the step before does for as long as the gradient shrinks to a tenth with it.
+        """
         divisor = divisor or float(weights.sum())
         theta = np.zeros((self.classes, self.x.shape[1])) if start is None else start.copy()
+        inverse, before = np.zeros(0), 0.0
         for _ in range(60):
             p = self.probabilities(theta)
             residual = (p - np.eye(self.classes)[self.y]) * weights[:, None]
             gradient = (residual.T @ self.x / divisor + penalty * theta).ravel()
-            if np.abs(gradient).max() < 1e-13:
+            size = float(np.abs(gradient).max())
+            if size < 1e-13:
                 break
-            hessian = self.hessian(theta, weights) / divisor + penalty * np.eye(theta.size)
-            step = np.linalg.solve(hessian, gradient) if penalty else np.linalg.pinv(hessian, 1e-10) @ gradient
-            theta = theta - step.reshape(theta.shape)
-        assert np.abs(gradient).max() < 1e-12
+            if size > 0.1 * before:
+                hessian = self.hessian(theta, weights) / divisor + penalty * np.eye(theta.size)
+                inverse = np.linalg.inv(hessian) if penalty else np.linalg.pinv(hessian, 1e-10)
+            before = size
+            theta = theta - (inverse @ gradient).reshape(theta.shape)
+        assert size < 1e-12
         return theta
 
     def into(self, model: nn.Module, theta: NDArray[np.float64]) -> nn.Module:

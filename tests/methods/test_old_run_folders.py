@@ -92,6 +92,7 @@ def test_members_trained_further_name_the_rate_that_no_sgd_left(home: Path, meth
 def test_every_other_method_scores_with_the_oldest_run_folder(home: Path, tmp_path: Path) -> None:
     """So that none is refused that is not in the table above, and none is scored from records that are not there."""
     further = {"gex": ("gex.members=2", "gex.epochs=1"), "gex-ip": ("gex-ip.members=2", "gex-ip.epochs=1")}
+    further |= {"lissa": ("lissa.depth=20",), "arnoldi": ("arnoldi.k=10",)}
     options = {**further, "bif": ("bif.chains=2", "bif.draws=20", "bif.burn_in=5")}
     for name in sorted(set(METHODS) - {asked for asked in NEEDS if " " not in asked}):
         more = [word for option in options.get(name, ()) for word in ("--set", option)]
