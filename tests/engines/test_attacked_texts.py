@@ -165,7 +165,7 @@ def test_what_cannot_be_attacked_is_refused(specs: dict[str, ModelSpec]) -> None
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("film")
-    write(sentences(40, 24, 24), folder / "m.parquet")
+    write(sentences(20, 16, 24), folder / "m.parquet")
     for kind in ("bert", "gpt2", "distilbert"):
         saved(folder / kind, kind)
     return folder
@@ -231,7 +231,7 @@ def test_q_is_the_slope_of_phi_whose_embeddings_are_those_of_theta_and_the_chang
 def test_attacks_are_made_once_and_stay_whatever_the_batch_and_the_target(film: Path, tmp_path: Path) -> None:
     asked = ["--checkpoint", "bert", "--objective", "robustness", "--precision", "fp64", "--store", tmp_path / "store"]
     found = []
-    for batch in (32, 5):
+    for batch in (12, 5):
         more = ["--batch-size", batch, "-o", tmp_path / "s.parquet"]
         ran = call_cli("score", "m.parquet", *asked, *more, cwd=film)
         assert ran.code == 0, ran.err
@@ -245,7 +245,7 @@ def test_attacks_are_made_once_and_stay_whatever_the_batch_and_the_target(film: 
     ran = call_cli("score", "m.parquet", *asked[:-1], tmp_path / "other", *more, "-o", tmp_path / "s.parquet", cwd=film)
     assert ran.code == 0, ran.err
     alone = pq.read_table(tmp_path / "s.parquet")
-    assert len(alone) == 40
+    assert len(alone) == 20
     assert _attack_of(tmp_path / "s.parquet")["name"] == digest["name"]
     assert call_cli("cache", "verify", "--store", tmp_path / "store", cwd=film).code == 0
     assert "bert, pgd eps 0.1" in call_cli("cache", "ls", "--store", tmp_path / "store", cwd=film).out.decode()

@@ -77,7 +77,7 @@ def test_t06_norms_of_every_construct_equal_the_loop(name: str, precision: str, 
 def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Problem:
     """A residual network with BatchNorm, a vision transformer, and a small perceptron."""
     name, shape = NETS[request.param]
-    return make_problem(tmp_path_factory.mktemp(request.param), name, shape, train=6, val=3)
+    return make_problem(tmp_path_factory.mktemp(request.param), name, shape, train=5, val=2)
 
 
 @pytest.mark.parametrize("params", ["all", "last"])
