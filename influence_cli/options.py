@@ -102,7 +102,12 @@ def same_option(default: Any, name: str, read: Callable[[str, str], Any]) -> Any
 
 def options_in(request: Any) -> list[Option]:
     """The options that a request, or its class, declares or takes over, in the order of its fields."""
-    return [_of_field(f) for f in dataclasses.fields(request) if _KEY in f.metadata]
+    return list(_options_of(request if isinstance(request, type) else type(request)))
+
+
+@functools.cache
+def _options_of(request: Any) -> tuple[Option, ...]:
+    return tuple(_of_field(f) for f in dataclasses.fields(request) if _KEY in f.metadata)
 
 
 def _of_field(field: dataclasses.Field[Any]) -> Option:

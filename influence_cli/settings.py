@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from dataclasses import MISSING, dataclass
@@ -262,9 +263,14 @@ def option_fields(kind: Any) -> list[dataclasses.Field[Any]]:
     return [f for f in dataclasses.fields(kind) if f.init and not f.metadata.get(RESOLVED)]
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def build_options(kind: type[T], name: str, given: dict[str, Any]) -> T:
     """An instance of the dataclass ``kind`` from options given as text or values; UsageError where one does not fit."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name: hints[f.name] for f in option_fields(kind)}
     values: dict[str, Any] = {}
     for key, value in given.items():

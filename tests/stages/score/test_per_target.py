@@ -29,7 +29,9 @@ from influence_cli.maths.top_k import NONE, SIDES, TopK
 from influence_cli.methods import METHODS
 from influence_cli.methods.shapes.preconditioned import Preconditioned
 from influence_cli.settings import GradSpec
+from influence_cli.stages.run import estimate
 from influence_cli.stages.score.per_target import products as per_target_product
+from influence_cli.stages.score.per_target import table as per_target_table
 from influence_cli.stages.score.per_target import tangents as per_target_pass
 from influence_cli.store.maintenance import collect, list_entries
 from tests.cases import (
@@ -363,6 +365,26 @@ def test_stored_rows_give_every_preconditioned_method(method: str, mlp: Problem)
     settings: Any = {"methods": (method,), "options": {method: {"damping": 0.1}}}
     found = pairs_of(per_target(mlp.job(**settings, rows="full"), 5))
     assert_same(found, pairs_of(per_target(mlp.job(**settings), 5)), 1e-4 if method == "cg" else 1e-8)
+
+
+@pytest.mark.parametrize("rows", [None, "full"])
+def test_few_rows_are_scored_without_being_timed(
+    rows: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, timed = make_problem(tmp_path, "mlp:7", (5,), train=25, val=4), list[int]()
+    rate = estimate._seconds_a_row
+
+    def noted(work: Any, x: Any, most: int) -> tuple[float, float]:
+        timed.append(most)
+        return rate(work, x, most)
+
+    monkeypatch.setattr(estimate, "_seconds_a_row", noted)
+    monkeypatch.setattr(per_target_table, "FEW", 25)
+    few = per_target(problem.job(rows=rows, batch_size=3), 5)
+    assert timed == []
+    monkeypatch.setattr(per_target_table, "FEW", 24)
+    assert_same(pairs_of(per_target(problem.job(rows=rows, batch_size=3), 5)), pairs_of(few), 1e-10)
+    assert timed
 
 
 def test_both_ways_share_what_is_stored(mlp: Problem) -> None:
