@@ -88,6 +88,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def tab(browser: Any) -> Any:
+    """One page for all documents: to open another takes longer than most tests."""
+    return browser.new_page()
+
+
+@pytest.fixture
+def shown(tab: Any) -> Any:
+    """The page as a new one is: empty, light, and as wide as a small screen."""
+    tab.goto("about:blank")
+    tab.set_viewport_size({"width": 1280, "height": 720})
+    tab.emulate_media(color_scheme="light")
+    return tab
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every page, of plain and of hostile names."""
     here = tmp_path_factory.mktemp("pages")
@@ -100,15 +115,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KINDS = ["detection", "arms", "refit", "tokens"]
 
 
+PHONE = {"width": 390, "height": 844}
 FORMS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 ONLY_VIOLATIONS = {"resultTypes": ["violations"]}
 
 
 @pytest.mark.parametrize("of", ["plain", "hostile"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_is_whole_legible_and_alone_on_every_screen(browser: Any, folder: Path, kind: str, of: str) -> None:
-    shown, asked = browser.new_page(), list[str]()
-    shown.on("request", lambda request: asked.append(request.url))
+def test_a_page_is_whole_legible_and_alone_on_every_screen(shown: Any, folder: Path, kind: str, of: str) -> None:
+    asked = list[str]()
+    shown.on("request", hear := lambda request: asked.append(request.url))
     shown.goto(f"file://{folder}/{kind}-{of}.html")
     for width, scheme in FORMS:
         shown.set_viewport_size({"width": width, "height": 844})
@@ -121,25 +137,24 @@ def test_a_page_is_whole_legible_and_alone_on_every_screen(browser: Any, folder:
     assert asked == [f"file://{folder}/{kind}-{of}.html"]
     assert shown.title() != "hacked"
     assert shown.locator("script, img, iframe").count() == 0
-    shown.close()
+    shown.remove_listener("request", hear)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_axe_finds_nothing_serious(browser: Any, folder: Path, kind: str) -> None:
+def test_axe_finds_nothing_serious(shown: Any, folder: Path, kind: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    shown = browser.new_page(viewport={"width": 390, "height": 844})
+    shown.set_viewport_size(PHONE)
     shown.goto(f"file://{folder}/{kind}-plain.html")
     for scheme in ("light", "dark"):
         shown.emulate_media(color_scheme=scheme)
         found = Axe().run(shown, options=ONLY_VIOLATIONS).response["violations"]
         grave = [v for v in found if v["impact"] in ("serious", "critical")]
         assert [(v["id"], [n["html"] for n in v["nodes"]][:3]) for v in grave] == []
-    shown.close()
 
 
-def test_the_verdict_is_on_a_phone_s_screen_however_far_the_table_is_scrolled(browser: Any, folder: Path) -> None:
-    shown = browser.new_page(viewport={"width": 390, "height": 844})
+def test_the_verdict_is_on_a_phone_s_screen_however_far_the_table_is_scrolled(shown: Any, folder: Path) -> None:
+    shown.set_viewport_size(PHONE)
     shown.goto(f"file://{folder}/arms-plain.html")
     frame = shown.locator("div.wide").first
     assert frame.evaluate("f => f.scrollWidth > f.clientWidth")
@@ -147,13 +162,12 @@ def test_the_verdict_is_on_a_phone_s_screen_however_far_the_table_is_scrolled(br
     box = frame.locator("td.verdict").first.bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 390
-    shown.close()
 
 
-def test_figures_have_words_and_the_page_s_own_colours(browser: Any, folder: Path) -> None:
+def test_figures_have_words_and_the_page_s_own_colours(shown: Any, folder: Path) -> None:
     colours = []
     for scheme in ("light", "dark"):
-        shown = browser.new_page(color_scheme=scheme)
+        shown.emulate_media(color_scheme=scheme)
         shown.goto(f"file://{folder}/detection-plain.html")
         svg = shown.locator("figure svg").first
         assert svg.get_attribute("role") == "img"
@@ -161,18 +175,16 @@ def test_figures_have_words_and_the_page_s_own_colours(browser: Any, folder: Pat
         assert titled.text_content() == "Finding wrong labels: precision and recall"
         assert described.text_content().startswith("across: recall. up: precision. shown: loss AP ")
         colours.append(svg.locator("text").first.evaluate("t => getComputedStyle(t).fill"))
-        shown.close()
     assert colours == ["rgb(27, 27, 27)", "rgb(236, 236, 236)"]
     text = (folder / "detection-plain.html").read_text()
     ids = [part.split('"')[0] for part in text.split(' id="')[1:]]
     assert len(set(ids)) == len(ids)
 
 
-def test_links_of_the_contents_lead_to_what_they_name(browser: Any, folder: Path) -> None:
-    shown = browser.new_page(viewport={"width": 390, "height": 844})
+def test_links_of_the_contents_lead_to_what_they_name(shown: Any, folder: Path) -> None:
+    shown.set_viewport_size(PHONE)
     shown.goto(f"file://{folder}/refit-plain.html")
     shown.get_by_role("link", name="Figures").click()
     assert shown.locator("#figures").bounding_box()["y"] < 844
     for link in shown.locator("nav a").all():
         assert shown.locator(link.get_attribute("href")).count() == 1
-    shown.close()

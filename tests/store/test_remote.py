@@ -28,7 +28,7 @@ from influence_cli.stages.score.score import score
 from influence_cli.store import mirror, putting, remote
 from influence_cli.store.putting import put
 from influence_cli.store.remote import fetched
-from tests.cases import call_cli, column, environment, run_cli
+from tests.cases import call_cli, column, environment, run_python
 from tests.served import (
     BUCKET,
     KEY,
@@ -193,6 +193,16 @@ def test_what_no_address_can_be_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
+READS_AND_MISSES = """
+import sys
+from influence_cli.cli.main import run
+read = run(["score", sys.argv[1], "--method", "random", "-o", "s.parquet"])
+sys.stderr.write("\\0")
+missed = run(["score", sys.argv[1] + "x", "--method", "random"])
+print(read, missed)
+"""
+
+
 def test_a_data_set_of_the_hub_is_read_by_its_protocol(digits: Path, tmp_path: Path) -> None:
     token = "hf_a-token-that-stands-in-no-file"
     with hub_server("someone/digits", {"train.parquet": digits.read_bytes(), "README.md": b"# digits"}) as at:
@@ -201,12 +211,12 @@ def test_a_data_set_of_the_hub_is_read_by_its_protocol(digits: Path, tmp_path: P
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
         }  # fmt: skip
         named = "hf://datasets/someone/digits/train.parquet"
-        ran = run_cli("score", named, "--method", "random", "-o", "s.parquet", cwd=tmp_path, env=env)
-        absent = run_cli("score", f"{named}x", "--method", "random", cwd=tmp_path, env=env)
-    assert ran.code == 0, ran.err
+        ran = run_python(READS_AND_MISSES, named, cwd=tmp_path, env=env)  # where its server is is read at its import
+    read, missed = ran.err.split("\0")
+    assert (ran.code, ran.text) == (0, "0 2\n"), ran.err
     table = pq.read_table(tmp_path / "s.parquet")
     assert (table.num_rows, provenance(table.schema)["manifest"]["locator"]) == (200, named)
-    assert (absent.code, "no such file" in absent.err) == (2, True), absent.err
+    assert ("no such file" in read, "no such file" in missed) == (False, True), ran.err
     assert not any(token.encode() in data for _, data in everything_below(tmp_path))
 
 
