@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,12 +43,29 @@ class Import:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the package, parsed once."""
+    """A file of the package, parsed once, when it is first asked what is in it."""
 
     name: str  # from the package on, without the suffix: stages/score/noise
-    tree: ast.Module
-    nodes: tuple[ast.AST, ...]
-    lines: int
+
+    @functools.cached_property
+    def text(self) -> str:
+        """What the file holds."""
+        return (PACKAGE / f"{self.name}.py").read_text()
+
+    @functools.cached_property
+    def tree(self) -> ast.Module:
+        """The file as parsed code."""
+        return ast.parse(self.text)
+
+    @functools.cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of the code."""
+        return tuple(ast.walk(self.tree))
+
+    @property
+    def lines(self) -> int:
+        """How many lines the file has."""
+        return len(self.text.splitlines())
 
     @property
     def room(self) -> str | None:
@@ -88,15 +106,8 @@ class File:
                 yield node.value, node.lineno
 
 
-def parsed(path: Path) -> File:
-    """A file of the package."""
-    text = path.read_text()
-    tree = ast.parse(text)
-    name = path.relative_to(PACKAGE).with_suffix("").as_posix()
-    return File(name, tree, tuple(ast.walk(tree)), len(text.splitlines()))
-
-
-FILES = {file.name: file for file in map(parsed, sorted(PACKAGE.rglob("*.py")))}
+NAMES = (path.relative_to(PACKAGE).with_suffix("").as_posix() for path in sorted(PACKAGE.rglob("*.py")))
+FILES = {name: File(name) for name in NAMES}
 
 
 def file_of(dotted: str) -> str | None:
@@ -112,6 +123,7 @@ def file_of(dotted: str) -> str | None:
     return None
 
 
+@functools.cache
 def edges() -> dict[str, dict[str, int]]:
     """For every file the files that it imports, each with the line of the first import."""
     out: dict[str, dict[str, int]] = {name: {} for name in FILES}
@@ -121,9 +133,6 @@ def edges() -> dict[str, dict[str, int]]:
             if target is not None and target != name:
                 out[name][target] = min(found.line, out[name].get(target, found.line))
     return out
-
-
-EDGES = edges()
 
 
 def rank(name: str) -> int:

@@ -8,6 +8,7 @@ string.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ import sys
 
 import pytest
 
-from tests.package_files import EDGES, FILES, PACKAGE, ROOMS, ROOT, circles, file_of, rank
+from tests.package_files import FILES, PACKAGE, ROOMS, ROOT, circles, edges, file_of, rank
 
 NEVER = (  # who must never import whom: what the order of rooms is for
     *((low, high) for low in ("model", "engines", "curvature") for high in ("stages/run", "methods")),
@@ -37,12 +38,16 @@ BESIDE = (
 )  # what holds it against a clock, faults, libraries, a paper
 
 
-NAMED = [  # modules that a file names in a string
-    (name, target, line)
-    for name, file in FILES.items()
-    for text, line in file.texts()
-    if re.fullmatch(r"influence_cli(\.\w+)+(:\w+)?", text) and (target := file_of(text.replace(":", "."))) is not None
-]
+@functools.cache
+def named() -> list[tuple[str, str, int]]:
+    """Modules that a file names in a string: the file, the module's, and the line."""
+    return [
+        (name, target, line)
+        for name, file in FILES.items()
+        for text, line in file.texts()
+        if re.fullmatch(r"influence_cli(\.\w+)+(:\w+)?", text)
+        and (target := file_of(text.replace(":", "."))) is not None
+    ]
 
 
 # ---- imports --------------------------------------------------------------------------------------------------------
@@ -58,7 +63,7 @@ def test_every_file_is_in_a_room_and_no_room_is_empty() -> None:
 def test_no_file_imports_from_a_room_above_its_own() -> None:
     upwards = [
         f"{name}:{line} imports {target}"
-        for name, targets in EDGES.items()
+        for name, targets in edges().items()
         for target, line in targets.items()
         if FILES[name].room is not None and rank(target) > rank(name)
     ]
@@ -67,18 +72,18 @@ def test_no_file_imports_from_a_room_above_its_own() -> None:
 
 def test_no_file_names_a_module_of_a_room_above_its_own() -> None:
     """Tables name modules as text, which are imported when they are asked for."""
-    upwards = [f"{name}:{line} names {target}" for name, target, line in NAMED if rank(target) > rank(name)]
+    upwards = [f"{name}:{line} names {target}" for name, target, line in named() if rank(target) > rank(name)]
     assert upwards == [], "\n".join(upwards)
 
 
 def test_every_file_is_imported_or_named_by_another() -> None:
     """A file that only registers things is as good as not there where nobody imports it."""
-    reached = {target for targets in EDGES.values() for target in targets} | {target for _, target, _ in NAMED}
+    reached = {target for targets in edges().values() for target in targets} | {target for _, target, _ in named()}
     assert [name for name in FILES if name not in reached and not name.endswith(("__init__", "__main__"))] == []
 
 
 def test_no_files_import_each_other_however_indirectly() -> None:
-    found = circles(EDGES)
+    found = circles(edges())
     assert found == [], "\n".join(found)
 
 
