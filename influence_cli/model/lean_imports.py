@@ -3,8 +3,8 @@
 Of the time that imports took in a command that scores a model of timm, a third went into two that nothing asks for:
 
 - torch's compiler: torchvision's ``roi_align`` imports it for one function, which it calls on CUDA when algorithms have
-  to be deterministic, and timm to say of a function that it is not to be compiled.  Here it is imported when it is
-  called.
+  to be deterministic, and timm to say of a function that it is not to be compiled, as torch itself says of those of
+  an optimizer.  Here it is imported when it is called.
 - With the first operation on a tensor that dispatches by itself (``engines.dual``) torch looks up the class
   ``DTensor``, to see whether the tensor is one.  That imports sympy and every rule of ``torch.distributed.tensor``.
   Here it is shown a class that no tensor is of.
@@ -31,7 +31,7 @@ COMPILER, SHARDED = "torch._dynamo", "torch.distributed.tensor"
 
 def import_timm() -> Any:
     """The module ``timm``; torch's compiler, which it and torchvision would import, is put off."""
-    with _compiler_put_off():
+    with compiler_put_off():
         import timm
 
         return timm
@@ -66,13 +66,13 @@ class _Dispatching(torch.Tensor):
 
 
 @contextlib.contextmanager
-def _compiler_put_off() -> Generator[None]:
-    """While something is imported: what it takes from torch's compiler is imported when it is called."""
+def compiler_put_off() -> Generator[None]:
+    """While something is imported or first called: torch's compiler, which it would import, comes when it is needed."""
     if not in_a_command() or COMPILER in sys.modules:
         yield
         return
     shown = {name: _Later(name) for name in (COMPILER, f"{COMPILER}.utils")}
-    shown[COMPILER].__dict__["disable"] = _left_uncompiled
+    shown[COMPILER].__dict__.update(disable=_left_uncompiled, graph_break=_nothing_is_compiled)
     sys.modules.update(shown)
     try:
         yield
@@ -94,11 +94,16 @@ def _left_uncompiled(function: Callable[..., Any] | None = None, *how: Any, **na
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         compiler = sys.modules.get(COMPILER)
-        if compiler is None or isinstance(compiler, _Later):
+        disable = None if isinstance(compiler, _Later) else getattr(compiler, "disable", None)
+        if disable is None:  # or another thread is importing it
             return function(*args, **kwargs)
-        return compiler.disable(function, *how, **named)(*args, **kwargs)
+        return disable(function, *how, **named)(*args, **kwargs)
 
     return run
+
+
+def _nothing_is_compiled(*_: Any, **__: Any) -> None:
+    """``torch._dynamo.graph_break``, which an optimizer calls at every step: without the compiler it does nothing."""
 
 
 class _Later(types.ModuleType):

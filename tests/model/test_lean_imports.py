@@ -62,12 +62,33 @@ print(torch.compile(lambda x: x + 1, backend='eager')(torch.zeros(2)).tolist())
 """,
     "not compiled": A_COMMAND + """
 from influence_cli.model import lean_imports
-with lean_imports._compiler_put_off():
+with lean_imports.compiler_put_off():
     plus = torch.compiler.disable(lambda x: x + 1)
     times = torch.compiler.disable(reason='why')(lambda x: 2 * x)
 print(plus(1), times(2), 'torch._dynamo' in sys.modules)
 import torch._dynamo
 print(plus(1), times(2))
+""",
+    "trained": A_COMMAND
+    + """
+from influence_cli.model import lean_imports
+from influence_cli.model.train.recipe import Recipe
+from influence_cli.model.train.sgd import _optimizer
+for optimizer in ('sgd', 'adamw'):
+    model = torch.nn.Linear(2, 1)
+    made = _optimizer(model, Recipe(optimizer=optimizer, lr=0.5, weight_decay=0.0))
+    for _ in range(2):
+        made.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        before = model.bias.item()
+        with lean_imports.compiler_put_off():
+            made.step()
+        print(before > model.bias.item(), end=' ')
+print('torch._dynamo' in sys.modules)
+import torch._dynamo
+made.step()
+made.zero_grad()
+print([p.grad for p in model.parameters()])
 """,
     "a program": """
 import_timm()
@@ -108,6 +129,11 @@ def test_what_was_put_off_is_imported_when_it_is_called(ran: dict[str, Ran]) -> 
 def test_a_function_that_is_not_to_be_compiled_runs_with_the_compiler_and_without(ran: dict[str, Ran]) -> None:
     found = ran["not compiled"]
     assert (found.code, found.text) == (0, "2 4 False\n2 4\n"), found.err
+
+
+def test_an_optimizer_steps_without_torchs_compiler_and_beside_it(ran: dict[str, Ran]) -> None:
+    found = ran["trained"]
+    assert (found.code, found.text) == (0, "True True True True False\n[None, None]\n"), found.err
 
 
 def test_a_program_that_calls_us_has_its_imports_as_they_are(ran: dict[str, Ran]) -> None:

@@ -24,6 +24,7 @@ from influence_cli.data.label_kinds import NUMBERS
 from influence_cli.errors import ModelError
 from influence_cli.maths.few_pixels import where_it_helps
 from influence_cli.model.examples import Examples, to_input
+from influence_cli.model.lean_imports import compiler_put_off
 from influence_cli.model.losses import RowLoss, loss_of
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.seeded import seed_draws
@@ -131,9 +132,7 @@ def train(
             losses = row_loss.rows(logits.float() if mixed else logits, y)
             loss, of_batch = _mean_loss(losses, w) if among is None else among.loss(losses, w, *whole)
             _check_finite(of_batch, step, row_loss)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            _step(loss, optimizer)
             step += 1
             if seen is not None:
                 seen.batch(rows, logits, losses)
@@ -182,6 +181,13 @@ def _check_finite(loss: Tensor, step: int, of: RowLoss) -> None:
     raise ModelError(f"the training loss is not finite at step {step}", fix="lower --lr" + scale)
 
 
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    with compiler_put_off():
+        optimizer.step()
+
+
 def _check_trainable(model: nn.Module) -> None:
     """Refuse (ModelError) a model that training would leave as it is."""
     if not any(p.requires_grad for p in model.parameters()):
@@ -190,6 +196,13 @@ def _check_trainable(model: nn.Module) -> None:
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    with compiler_put_off():  # what training calls of it is said to be not for the compiler when it is first called
+        optimizer = _optimizer_of(model, recipe)
+        optimizer.zero_grad()
+    return optimizer
+
+
+def _optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     arguments: dict[str, Any] = {"lr": recipe.peak_lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **arguments)
