@@ -108,6 +108,7 @@ def _digits() -> tuple[NDArray[Any], NDArray[Any]]:
     return load_digits(return_X_y=True)
 
 
+@functools.cache  # a table stays as it is, and hundreds of pictures take longer than most tests
 def digits_table(train: int = 200, val: int = 60, test: int = 60, flipped: float = 0.15) -> pa.Table:
     """Hand-written digits as 8x8 PNGs; a share of the train labels is wrong and ``clean_label`` knows which."""
     pixels, clean = _digits()
