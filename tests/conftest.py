@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and NumPy come: tensors are small, and processes share the cores
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from influence_cli.data.outside import allowing_outside
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
@@ -23,6 +24,9 @@ from tests.forking import forking_program
 os.fsync = lambda fd: None  # nothing is asked of what a test wrote when the machine has crashed
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores Ctrl-C in what it starts with &
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# how long drawing and trying examples takes is the machine's: under load it is no fault
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
