@@ -104,8 +104,26 @@ def workers_of(launcher: int) -> dict[int, int]:
     return found
 
 
+def by_themselves(out: Path, scoring: list[object]) -> float:
+    """Seconds of two processes that know nothing of each other, each with half of the train and target rows."""
+    table = pq.read_table(out / "rows.parquet")
+    split, running = table.column("split").to_numpy(), []
+    for k in range(2):
+        place, store = out / f"half-{k}.parquet", out / f"store-half-{k}"
+        shutil.rmtree(store, ignore_errors=True)
+        mine = np.concatenate([np.flatnonzero(split == name)[k::2] for name in ("train", "val")])
+        pq.write_table(table.take(mine), place)
+        asked = [place if word == out / "rows.parquet" else word for word in scoring]
+        running.append(command(1, *asked, "--store", store, "-o", out / f"by-half-{k}.parquet"))
+    started = time.perf_counter()
+    with (out / "halves.log").open("w") as said:
+        every = [subprocess.Popen(words, env=ONE_THREAD, stdout=said, stderr=said) for words in running]
+        assert [process.wait() for process in every] == [0, 0], (out / "halves.log").read_text()
+    return time.perf_counter() - started
+
+
 def times(out: Path, scoring: list[object], rounds: int) -> np.ndarray:
-    """One and two processes by turns, and once four of them; the scores of one."""
+    """One and two processes, and two that are not one run, by turns, and once four of them; the scores of one."""
     used: dict[int, list[float]] = {1: [], 2: []}
 
     def timed(processes: int) -> float:
@@ -115,8 +133,9 @@ def times(out: Path, scoring: list[object], rounds: int) -> np.ndarray:
         used[processes].append(cpu)
         return wall
 
-    one, two = alternate([lambda: timed(1), lambda: timed(2)], rounds, warm=False)
-    ratios = [b / a for a, b in zip(one, two, strict=True)]
+    works = [lambda: timed(1), lambda: timed(2), lambda: by_themselves(out, scoring)]
+    one, two, halves = alternate(works, rounds, warm=False)
+    ratios, given = ([b / a for a, b in zip(one, some, strict=True)] for some in (two, halves))
     used[4] = []
     timed(4)
     alone = scores_in(out / "by-1.parquet")
@@ -130,7 +149,11 @@ def times(out: Path, scoring: list[object], rounds: int) -> np.ndarray:
     worst = apart(alone, scores_in(out / "by-4.parquet"))
     print(f"| 4 | | {used[4][0]:.0f} | {worst:.1e} |")
     assert worst <= 1e-6
-    print(f"\nTwo processes take {np.median(ratios):.2f} of the time of one ({', '.join(f'{r:.2f}' for r in ratios)}).")
+    by_two, halves_take = (
+        f"{np.median(some):.2f} of the time of one ({', '.join(f'{r:.3f}' for r in some)})" for some in (ratios, given)
+    )
+    print(f"\nTwo processes take {by_two}.")
+    print(f"Two that know nothing of each other, each with half of the rows, take {halves_take}.")
     return alone
 
 
