@@ -4,6 +4,8 @@
 They are made once a process, of which ``tests/run.sh`` starts one a core.  Tests only read them.
 """
 
+# ruff: noqa: E402  # some things are said before anything is imported
+
 from __future__ import annotations
 
 import gc
@@ -12,15 +14,22 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+gc.disable()  # until everything is imported: of what imports make hardly anything is garbage
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and NumPy come: tensors are small, and processes share the cores
+
+from influence_cli.memory import give_back_freed_memory
+
+give_back_freed_memory()  # this process is as a command's from its start, as it would be after the first test of one
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from influence_cli.data.outside import allowing_outside
+from influence_cli.model.lean_imports import import_timm
 from tests.cases import call_cli, digits_table, examples, feature_table, train_run, write
 from tests.forking import forking_program
 
+import_timm()  # and without torch's compiler, which takes longer to import than the rest together
 os.fsync = lambda fd: None  # nothing is asked of what a test wrote when the machine has crashed
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell ignores Ctrl-C in what it starts with &
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,9 +39,11 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: no collection of garbage looks at it again."""
+    """What was imported stays: no collection of garbage looks at it again, nor at every 700 objects."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
 
 
 @pytest.fixture

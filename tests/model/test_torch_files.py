@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from influence_cli.errors import ModelError
 from influence_cli.model.build import build_model, load_model
 from influence_cli.model.checkpoints import find_checkpoint
+from influence_cli.model.lean_imports import compiler_put_off
 from influence_cli.model.spec import ModelSpec
 from influence_cli.model.torch_files import read_torch_file
 from influence_cli.model.weights import read_weights
@@ -88,11 +89,13 @@ class Choice(enum.Enum):
     ONE = 1
 
 
+with compiler_put_off():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 CODE: dict[str, tuple[Any, str]] = {
     "a class": (argparse.ArgumentParser, "argparse.ArgumentParser"),
     "a function": (os.path.join, "posixpath.join"),
     "an enum of one's own": (Choice.ONE, f"{__name__}.Choice"),
-    "an optimizer": (torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1), "torch.optim.sgd.SGD"),
+    "an optimizer": (optimizer, "torch.optim.sgd.SGD"),
     "a module": (nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
 }
 

@@ -14,8 +14,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import influence_cli.model.train.sgd as training
+from influence_cli.cli.main import run
 from influence_cli.data.open import open_manifest
 from influence_cli.data.tables import provenance, with_provenance
 from influence_cli.maths.softmax_regression import Regression, fit
@@ -44,7 +43,8 @@ from influence_cli.stages.evaluate.counterfactuals.removal import Removal
 from influence_cli.stages.evaluate.counterfactuals.scores import ScoreColumns, columns_of, open_scored_run, scores_for
 from influence_cli.stages.evaluate.counterfactuals.subsets import Subsets
 from influence_cli.stages.evaluate.request import CounterfactualRequest, Training
-from tests.cases import Heard, call_cli, column, environment, with_column, write
+from tests.cases import Heard, call_cli, column, with_column, write
+from tests.forked import forked
 from tests.oracle import refit, write_manifest
 
 Floats = NDArray[np.float64]
@@ -507,19 +507,13 @@ def test_a_run_that_is_interrupted_continues_where_it_was(convex: Path, tmp_path
 
 
 def test_a_run_that_is_killed_continues_where_it_was(convex: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "influence_cli", "evaluate", "scores.parquet", "--store", tmp_path / "store"]
-    process = subprocess.Popen(
-        [*map(str, command), "--lds", "4000", "--json"],
-        cwd=convex,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = ["evaluate", "scores.parquet", "--store", str(tmp_path / "store"), "--lds", "4000", "--json"]
+    process = forked(lambda: run(command), convex)
     folder, end = tmp_path / "store" / "trainings", time.monotonic() + 60
-    while len(list(folder.glob("*.safetensors"))) < 12 and process.poll() is None and time.monotonic() < end:
+    while len(list(folder.glob("*.safetensors"))) < 12 and time.monotonic() < end:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
     kept = len(list(folder.glob("*.safetensors")))
     assert 12 <= kept < 4001
     assert evaluate(convex, tmp_path, "--lds", 11)["trainings_run_now"] == 0

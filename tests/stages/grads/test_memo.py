@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,16 +28,15 @@ from tests.cases import (
     call_cli,
     column,
     draw_features,
-    environment,
     examples,
     feature_table,
     job_of,
-    run_process,
     same_scores,
     so_many,
     train_run,
     write,
 )
+from tests.forked import run_forked
 from tests.opened import fill, missing_work, score
 
 N = 40  # train rows of ``examples()``
@@ -374,11 +372,8 @@ def test_two_writers_at_once_give_the_same_scores(bench: Bench) -> None:
 KILL = """
 import os, signal, sys
 from pathlib import Path
-import torch
 from tests.opened import fill
 from tests.cases import Heard, job_of
-
-torch.set_num_threads(1)
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -409,17 +404,16 @@ for moment in moments:
         fill(job_of(Path(manifest), Path(run), Path(store), listener=listener, batch_size=4, shard_rows=8))
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, flush=True)
 """
 
 
 def test_sigkill_at_any_moment_loses_only_the_shard_in_hand(bench: Bench) -> None:
-    manifest, root = bench.manifest(examples()), str(Path(__file__).parents[3])
+    manifest = bench.manifest(examples())
     moments = ["batch:1", "batch:7", "rename:1", "rename:2", "rename:7", "write:1", "write:2", "write:8"]
     stores = [bench.folder / f"store-{k}" for k in range(len(moments))]
     asked = [f"{moment}:{store}" for moment, store in zip(moments, stores, strict=True)]
-    command = [sys.executable, "-c", KILL, str(manifest), str(bench.run), *asked]
-    ran = run_process(command, bench.folder, {"PYTHONPATH": root, **environment()})
+    ran = run_forked(KILL, manifest, bench.run, *asked, cwd=bench.folder)
     assert ran.text.split() == [str(int(signal.SIGKILL))] * len(moments), ran.err
     cold = bench.cold(examples())
     computed = []

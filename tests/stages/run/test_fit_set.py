@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,11 +40,9 @@ from tests.cases import (
     Ran,
     call_cli,
     column,
-    environment,
     examples,
     feature_table,
     job_of,
-    run_process,
     run_python,
     same_scores,
     so_many,
@@ -54,6 +51,7 @@ from tests.cases import (
     write,
 )
 from tests.cli.test_cli import WITHOUT_TORCH
+from tests.forked import run_forked
 from tests.opened import Opened, describe_plan, fill, missing_work, opened, score
 from tests.oracle import save_checkpoint, write_manifest
 from tests.stages.grads.test_memo import (
@@ -362,9 +360,8 @@ fill(job_of(Path(manifest), Path(run), Path(store), spec=EXACT, listener=listene
 
 @pytest.mark.parametrize(("what", "count"), [("fit", 3), ("rename", 5)], ids=["while fitting", "while writing it"])
 def test_sigkill_while_fitting_loses_only_the_factor(what: str, count: int, bench: Bench) -> None:
-    manifest, root = bench.manifest(examples()), str(Path(__file__).parents[3])
-    command = [sys.executable, "-c", KILL, str(manifest), str(bench.run), str(bench.store), what, str(count)]
-    ran = run_process(command, bench.folder, {"PYTHONPATH": root, **environment()})
+    manifest = bench.manifest(examples())
+    ran = run_forked(KILL, manifest, bench.run, bench.store, what, count, cwd=bench.folder)
     assert ran.code == -int(signal.SIGKILL), ran.err
     assert factors(bench.store) == []
     assert len(list((bench.store / "directions").glob("[!.]*.safetensors"))) == 2
