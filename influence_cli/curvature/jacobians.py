@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
 
 from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.maths.forward_mode import FORWARD_MODE
+from influence_cli.model.lean_imports import compiler_put_off
 from influence_cli.model.losses import RowLoss
 from influence_cli.model.named_tensors import as_argument
 from influence_cli.model.parameters import named_views
@@ -63,14 +64,15 @@ class Jacobians:
         def loss(theta: Tensor) -> Tensor:
             return (w * self.loss.rows(self.logits(x, theta), y)).sum()
 
-        gradient, pull = vjp(grad(loss), self.theta)[:2]
-        return self._over(lambda v: pull(v)[0], self._basis()), gradient
+        with compiler_put_off():
+            gradient, pull = vjp(grad(loss), self.theta)[:2]
+            return self._over(lambda v: pull(v)[0], self._basis()), gradient
 
     def _by_rows(self, x: Tensor) -> Tensor:
         def of_row(theta: Tensor, row: Tensor) -> Tensor:
             return functional_call(self.point.model, named_views(theta, self.shapes), (as_argument(row[None]),))[0]
 
-        with torch.no_grad(), differentiable_kernels(self.recurrent):
+        with torch.no_grad(), differentiable_kernels(self.recurrent), compiler_put_off():
             return vmap(jacrev(of_row), in_dims=(None, 0))(self.theta, x)
 
     def _basis(self) -> Iterator[Tensor]:

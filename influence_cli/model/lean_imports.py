@@ -4,7 +4,8 @@ Of the time that imports took in a command that scores a model of timm, a third 
 
 - torch's compiler: torchvision's ``roi_align`` imports it for one function, which it calls on CUDA when algorithms have
   to be deterministic, and timm to say of a function that it is not to be compiled, as torch itself says of those of
-  an optimizer.  Here it is imported when it is called.
+  an optimizer.  Here it is imported when it is called.  ``torch.func`` imports it with the first gradient, to switch
+  off what only it can have switched on.
 - With the first operation on a tensor that dispatches by itself (``engines.dual``) torch looks up the class
   ``DTensor``, to see whether the tensor is one.  That imports sympy and every rule of ``torch.distributed.tensor``.
   Here it is shown a class that no tensor is of.
@@ -27,6 +28,7 @@ import torch
 from influence_cli.memory import in_a_command
 
 COMPILER, SHARDED = "torch._dynamo", "torch.distributed.tensor"
+SHOWN = (COMPILER, f"{COMPILER}.utils")
 
 
 def import_timm() -> Any:
@@ -71,8 +73,12 @@ def compiler_put_off() -> Generator[None]:
     if not in_a_command() or COMPILER in sys.modules:
         yield
         return
-    shown = {name: _Later(name) for name in (COMPILER, f"{COMPILER}.utils")}
-    shown[COMPILER].__dict__.update(disable=_left_uncompiled, graph_break=_nothing_is_compiled)
+    shown = {name: _Later(name) for name in SHOWN}
+    shown[COMPILER].__dict__.update(
+        disable=_left_uncompiled,
+        graph_break=_nothing_is_compiled,
+        compiled_autograd=types.SimpleNamespace(_disable=contextlib.nullcontext),  # nobody has enabled it
+    )
     sys.modules.update(shown)
     try:
         yield
@@ -82,8 +88,9 @@ def compiler_put_off() -> Generator[None]:
 
 def _take_back() -> None:
     """Have modules that stand for others make room for these."""
-    for name in [name for name, module in sys.modules.items() if isinstance(module, _Later)]:
-        del sys.modules[name]
+    for name in SHOWN:
+        if isinstance(sys.modules.get(name), _Later):
+            del sys.modules[name]
 
 
 def _left_uncompiled(function: Callable[..., Any] | None = None, *how: Any, **named: Any) -> Callable[..., Any]:

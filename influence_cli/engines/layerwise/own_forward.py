@@ -20,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 from influence_cli.engines.layerwise.protocol import Named, by_row, total
 from influence_cli.engines.point import differentiable_kernels
 from influence_cli.maths.forward_mode import FORWARD_MODE
+from influence_cli.model.lean_imports import compiler_put_off
 from influence_cli.model.parameters import pulled
 
 
@@ -116,7 +117,7 @@ class OwnForward:
 
         apart = lambda t: t.unflatten(0, (call.b, -1))  # noqa: E731
         leaves = tuple(apart(call.leaves[i]) for i in place)
-        with torch.no_grad(), differentiable_kernels(self.recurrent):
+        with torch.no_grad(), differentiable_kernels(self.recurrent), compiler_put_off():
             return vmap(of_row)(leaves, tuple(apart(d) for d in call.gradients if d is not None))
 
     def weighted(self, call: Call, c: Tensor) -> Named:
