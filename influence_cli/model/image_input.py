@@ -6,6 +6,7 @@ the one in the middle by area.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections import Counter
 from collections.abc import Sequence
@@ -60,13 +61,19 @@ class ImageInput:
         return max(max(a, b) / max(1, min(a, b)) for a, b in sides)
 
 
+@functools.cache
+def installed(package: str) -> str:
+    """The version of a package, read from the disk once."""
+    return importlib.metadata.version(package)
+
+
 def image_input(manifest: Manifest, skip_bad: bool, store: Store | None) -> ImageInput:
     """The input that a manifest's images have; remembered in the store, so that they are opened once.
 
     Raises:
         ManifestError: an image does not open (and bad rows are not skipped), or none decodes.
     """
-    rows, pillow = digest_of_sorted(manifest.all_rows().payload_keys), importlib.metadata.version("pillow")
+    rows, pillow = digest_of_sorted(manifest.all_rows().payload_keys), installed("pillow")
     key = fingerprint("image-input", 1, rows=rows, skip_bad=skip_bad, pillow=pillow)
     note = store.read_model_note(key) if store else None
     if note is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from influence_cli.data.label_kinds import CLASSES
 from influence_cli.errors import UsageError
 from influence_cli.events import SILENT, Listener
 from influence_cli.model.hf_folder import CONFIG_FILE, HF, folder_of, spec_values
-from influence_cli.model.image_input import image_input
+from influence_cli.model.image_input import image_input, installed
 from influence_cli.model.losses import loss_in_spec
 from influence_cli.model.spec import GPT, TORCHVISION, ModelSpec, is_gpt, is_own, is_plain
 from influence_cli.store.keys import fingerprint
@@ -170,7 +169,7 @@ def _of_transformers(inputs: Inputs, manifest: Manifest, num_classes: int) -> Mo
 
 
 def _timm_note(name: str, store: Store | None) -> dict[str, Any]:
-    key = fingerprint("timm-config", 2, name=name, timm=importlib.metadata.version("timm"))
+    key = fingerprint("timm-config", 2, name=name, timm=installed("timm"))
     note = store.read_model_note(key) if store else None
     if note is None:
         from influence_cli.model.build import timm_config

@@ -257,7 +257,8 @@ def read_parquet_batches(file: Path, size: int, columns: list[str] | None = None
     """The rows in batches of at most ``size``; DamagedFile where a page cannot be read, or is not as it was written."""
     with _opened(file, streamed=True) as (reader, _):
         for groups in _groups_together(reader):
-            for batch in reader.iter_batches(batch_size=size, row_groups=groups, columns=columns):
+            several = reader.metadata.num_rows >= GROUP_ROWS  # of less, handing columns to threads is most of the work
+            for batch in reader.iter_batches(batch_size=size, row_groups=groups, columns=columns, use_threads=several):
                 yield batch.replace_schema_metadata(plain_schema(batch.schema).metadata)
 
 
