@@ -6,7 +6,7 @@ carries its metadata; where damage has made its header unreadable, its name alon
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
 import re
@@ -171,15 +171,26 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def set_aside(path: Path, error: Exception, listener: Listener, again: str) -> bool:
-    """Rename a damaged file, so that nothing reads it again; what is not the store's stays where it is."""
+    """Rename a damaged file, so that nothing reads it again; what is not the store's stays where it is.
+
+    Raises:
+        StoreError: nothing may be renamed there.
+    """
     if not is_ours(path):
         return False
     place, taken = path.with_name(DAMAGED + path.name), 0
     while os.path.lexists(place):
         taken += 1
         place = path.with_name(f"{DAMAGED}{taken}-{path.name}")
-    with contextlib.suppress(FileNotFoundError):  # another run was faster
+    try:
         os.replace(path, place)
+    except FileNotFoundError:  # another run was faster
+        pass
+    except OSError as refused:
+        if refused.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        what = f"{path.name} is damaged ({error}) and cannot be set aside: {refused.strerror}"
+        raise StoreError(what, where=str(path), fix="make the store writable, or copy it to where it is") from refused
     listener.warn(f"{path} is damaged ({error}); set aside{again and f', {again}'}")
     return True
 

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from influence_cli.errors import StoreError
 from influence_cli.events import SILENT, Listener
 from influence_cli.store import Store, layout
 from influence_cli.store.blocks import BlockFolder
@@ -61,11 +62,20 @@ def examine(root: Path, listener: Listener = SILENT) -> Found:
                     _read(file)
                     files += file.suffix == ".safetensors"
                 except DamagedFile as error:
-                    if layout.set_aside(file, error, SILENT, ""):
-                        damaged.append(f"{file} ({error})")
+                    ours, kept = _set_aside(file, error)
+                    if ours:
+                        damaged.append(f"{file} ({error}{kept})")
                         files += file.suffix == ".safetensors"
             progress.advance(1)
     return Found(files, len(notes), damaged, _left_alone(root, listener))
+
+
+def _set_aside(file: Path, error: DamagedFile) -> tuple[bool, str]:
+    """Whether a damaged file is the store's, and why it stays where it is: in a store that may only be read."""
+    try:
+        return layout.set_aside(file, error, SILENT, ""), ""
+    except StoreError:
+        return True, "; it cannot be set aside"
 
 
 def _read(file: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from influence_cli.engines.point import Point, differentiable_kernels
 from influence_cli.errors import ModelError, UsageError
 from influence_cli.model.parameters import select_parameters
+from tests.cases import so_many
 from tests.opened import score
 from tests.oracle import (
     Gradient,
@@ -44,6 +45,9 @@ ARCHITECTURES = {
     "vit-small": ("test_vit", (3, 32, 32)),
     "resnet-small": ("test_resnet", (3, 32, 32)),
 }
+
+# the large ones are built of the layers of the small ones
+LOOPED = so_many(list(ARCHITECTURES), ["mlp", "mlp-image", "vit-small", "resnet-small"])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,7 @@ def own(scores: np.ndarray, labels: Tensor) -> np.ndarray:
 # -- (a), (b), (c): the whole path ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ARCHITECTURES)
+@pytest.mark.parametrize("key", LOOPED)
 def test_scores_and_label_scores_equal_the_loop(
     key: str, problems: dict[str, Problem], references: dict[str, np.ndarray]
 ) -> None:
@@ -96,7 +100,7 @@ def test_scores_and_label_scores_equal_the_loop(
     assert np.abs(column(table, "best_label_gain") - gain).max() < 1e-10 * np.abs(every).max()
 
 
-@pytest.mark.parametrize("key", ARCHITECTURES)
+@pytest.mark.parametrize("key", LOOPED)
 def test_float32_equals_float64(key: str, problems: dict[str, Problem], references: dict[str, np.ndarray]) -> None:
     problem = problems[key]
     table = score(problem.job(precision="fp32"))
@@ -105,7 +109,7 @@ def test_float32_equals_float64(key: str, problems: dict[str, Problem], referenc
 
 def test_batchnorm_statistics_are_not_trivial(problems: dict[str, Problem]) -> None:
     """Guards the ResNet case above: with mean 0 and variance 1 a mistake in evaluation mode would not show."""
-    norms = [m for m in problems["resnet"].model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in problems["resnet-small"].model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert all(m.running_mean is not None and m.running_mean.abs().max() > 0.01 for m in norms)
     assert all((m.weight - 1).abs().max() > 0.01 for m in norms)

@@ -25,7 +25,7 @@ from influence_cli.settings import GradSpec, Inputs, Runtime
 from tests.cases import named, png, same_scores, so_many, write
 from tests.opened import Opened, describe_plan, fill, missing_work, opened, score
 
-STEPS, EXAMPLES = 20, so_many(200, 40)
+STEPS, EXAMPLES = 20, so_many(200, 20)
 PARTS = 4  # of the examples, so that processes can share them
 CLASSES = 3
 

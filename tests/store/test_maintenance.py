@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pytest
 
 from influence_cli.data.open import open_manifest
+from influence_cli.errors import StoreError
 from influence_cli.store.file_keys import StoredFileKeys
+from influence_cli.store.layout import DAMAGED
 from influence_cli.store.maintenance import collect
 from tests.cases import Heard, call_cli, column, digits_table, examples, feature_table, job_of, verify, write
 from tests.opened import fill, score
@@ -50,6 +53,28 @@ def test_an_unknown_action_and_a_missing_manifest_exit_2(store: Path) -> None:
         assert ran.code == 2
         assert "fix: " in ran.err
     assert sorted(store.rglob("*")) == before
+
+
+def test_damage_in_a_store_that_may_only_be_read_is_named_all_of_it(
+    store: Path, tabular: Path, tabular_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def closed(path: Path, place: Path) -> None:
+        if Path(place).name.startswith(DAMAGED):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        replace(path, place)
+
+    hurt = [shards(store, kind)[1] for kind in ("outputs", "tangents")]
+    for path in hurt:
+        path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr("influence_cli.store.layout.os.replace", closed)
+    files, damaged = verify(store)
+    assert files == 26
+    assert {text.split(" (")[0] for text in damaged} == {str(path) for path in hurt}
+    assert all("it cannot be set aside" in text for text in damaged)
+    with pytest.raises(StoreError, match=r"is damaged .* cannot be set aside: Permission denied"):
+        scores(tabular, tabular_run, store)
 
 
 def test_verify_names_what_is_damaged_and_only_that_is_computed_again(
