@@ -20,7 +20,7 @@ from torch import nn
 
 from influence_cli.engines.activations import activations
 from influence_cli.stages.run.memory import PROGRAM, WITHOUT_TORCH
-from tests.cases import call_cli, digits_table, run_python, write
+from tests.cases import call_cli, digits_table, run_python, so_many, write
 
 FACTOR = 2.0  # which the guide states, too
 
@@ -45,7 +45,7 @@ def most_memory(command: list[str], cwd: Path) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system counts memory in other units")
-@pytest.mark.parametrize("model", ["mlp:16", "resnet18"])
+@pytest.mark.parametrize("model", so_many(["mlp:16", "resnet18"], ["mlp:16"]))
 def test_real_runs_take_what_was_planned(model: str, digits: Path, digits_run: Path, tmp_path: Path) -> None:
     asked: list[Any] = ["score", digits, "--checkpoint", digits_run, "--method", "ip"]
     if model != "mlp:16":
