@@ -18,7 +18,7 @@ from influence_cli.errors import DamagedModel, ModelError, UsageError
 from influence_cli.model.adapter_folder import ADAPTER_FILE, ADAPTER_WEIGHTS, base_folder, read_adapter
 from influence_cli.model.hf_folder import HF, by_hand, hub_name, spec_values
 from influence_cli.model.hub_config import read_hub_config
-from influence_cli.model.run_folder import CHECKPOINTS, RunFolder
+from influence_cli.model.run_folder import CHECKPOINTS, RUN_FILE, RunFolder
 from influence_cli.model.run_record import WEIGHTS_FILE, RunRecord, is_model
 from influence_cli.model.text_input import placed
 from influence_cli.model.training_records import EpochRecords, FoldRecords
@@ -94,7 +94,7 @@ def _verified(path: Path, carried: dict[str, Any] | None, locator: str) -> tuple
     """A file of weights by its digest, and the model spec that it carries where its folder says of none."""
     if not path.is_file():  # what would be waited for, such as a pipe, is none either
         what = "the checkpoint is no regular file" if path.exists() else "no such checkpoint"
-        kept = path.parent.name == CHECKPOINTS  # of a run folder
+        kept = path.parent.name == CHECKPOINTS and (path.parent.parent / RUN_FILE).is_file()
         fix = "copy the run folder again, or train again" if kept else "pass --checkpoint PATH (retrain: --init PATH)"
         raise ModelError(what, where=locator, fix=fix)
     refuse_pointer(path, ModelError)

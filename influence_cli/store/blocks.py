@@ -116,12 +116,10 @@ class BlockFolder(MappedFolder):
         """``rows_at`` of rows of one shard: of many the whole array is read, of a few only these."""
         shard, rows = stored.shards[k], where - stored.starts[k]
         try:
-            if shard not in self._verified:
-                self._read(shard)
             if shard not in self._outlines:
                 self._outlines[shard] = Outline.of(shard)
             outline = self._outlines[shard]
-            whole = outline.rows(name) <= MANY * len(rows) or outline.bytes(name) <= SMALL
+            whole = outline.rows(name) <= MANY * len(rows) or outline.nbytes(name) <= SMALL
             return taken(outline.read(shard, name) if whole else self._read(shard)[name], rows)
         except (DamagedFile, KeyError) as error:
             self._lose(shard, error)

@@ -217,7 +217,7 @@ class Outline:
         """The first number of a tensor's shape; KeyError where there is none of that name."""
         return self.header[name]["shape"][0]
 
-    def bytes(self, name: str) -> int:
+    def nbytes(self, name: str) -> int:
         """How many a tensor takes; KeyError where there is none of that name."""
         first, last = self.header[name]["data_offsets"]
         return last - first

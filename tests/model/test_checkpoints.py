@@ -154,6 +154,17 @@ def test_unusable_files_are_named(tmp_path: Path, name: str, content: bytes | No
     assert caught.value.fix
 
 
+def test_a_missing_checkpoint_of_a_run_folder_is_to_be_copied_and_another_to_be_named(
+    tmp_path: Path,
+) -> None:
+    for kept, fix in ((False, "pass --checkpoint PATH"), (True, "copy the run folder again")):
+        if kept:
+            (tmp_path / "run.json").write_text("{}")
+        with pytest.raises(ModelError, match="no such checkpoint") as caught:
+            find_checkpoint(str(tmp_path / "checkpoints" / "step-000004.safetensors"))
+        assert fix in str(caught.value.fix)
+
+
 def test_truncated_safetensors_is_damaged(tmp_path: Path) -> None:
     save_file(trained().state_dict(), tmp_path / "w.safetensors")
     raw = (tmp_path / "w.safetensors").read_bytes()

@@ -33,7 +33,7 @@ from influence_cli.stages.run.rates import ENOUGH_ROWS, start_key
 from influence_cli.stages.run.run import Run, require_model
 from influence_cli.stages.run.session import Session
 
-MERGED = 16  # shards, at least, that rows are written in as they come become one when all are there
+MERGED = 16  # shards of those that rows are written in as they come are merged into one when all are there
 
 
 def fill(run: Run, session: Session) -> tuple[Run, int]:
